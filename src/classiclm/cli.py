@@ -1,0 +1,89 @@
+"""The command line: `classiclm COMMAND ...`. Nothing heavy is imported until a command is chosen.
+
+Each command is a module with `main(argv, prog) -> exit code`, and stands in the table below with its one line of help.
+"""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from classiclm import __version__
+from classiclm.errors import BUG, RESOURCE, Error, did_you_mean
+
+COMMANDS = {
+    "demo": "train the twelve rungs of the ladder in minutes, print the table, write the report",
+    "models": "list all presets with their sizes and true parameter counts",
+    "train": "train a model from scratch, or go on with a run",
+    "generate": "continue a text with a trained model",
+    "evaluate": "loss, perplexity and bits per character of trained models on a text",
+    "ladder": "train, show and compare the twelve rungs from a bigram table to a GPT",
+    "doctor": "say what will run on this machine, and check that its arithmetic is right",
+}
+
+
+def usage() -> str:
+    """The text of `classiclm --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: classiclm COMMAND ... [--debug]",
+            "",
+            "The classic language models, from back-propagation to GPT-3, from scratch.",
+            "",
+            *lines,
+            "",
+            "`classiclm COMMAND --help` shows a command's flags. Exit codes: 0 ok, 1 bug, 2 usage, 3 bad input,",
+            "4 resource, 5 diverged, 6 distributed, 128 + n after signal n.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. Foreseen failures are one line on stderr, a traceback with --debug."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [argument for argument in argv if argument != "--debug"]
+    try:
+        code = _dispatch(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of our output went away, as `head` does: no failure of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as e:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {_sentence(e)}", file=sys.stderr)
+        return e.code if isinstance(e, Error) else RESOURCE if _out_of_memory(e) else BUG
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        print(f"classiclm {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        raise Error(argv[0], "is no command", f"{did_you_mean(argv[0], COMMANDS)}; see `classiclm --help`")
+    module = importlib.import_module(f"classiclm.commands.{argv[0]}")
+    return module.main(argv[1:], f"classiclm {argv[0]}")
+
+
+def _sentence(e: Exception) -> str:
+    if isinstance(e, Error):
+        return str(e)
+    if _out_of_memory(e):
+        return "memory: this machine ran out of it. Fix: use a smaller --micro_batch or model."
+    text = " ".join(f"{type(e).__name__}: {e}".split())
+    return f"bug: {text}. Fix: run again with --debug and report the traceback."
+
+
+def _out_of_memory(e: Exception) -> bool:
+    return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"

@@ -1,0 +1,109 @@
+"""From a config to a trainer: the wiring that `train`, `ladder` and `demo` share."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from classiclm import registry
+from classiclm.config import load_yaml, merge, parse_flags, validate, with_model
+from classiclm.data.batches import Windows, evaluation_batches
+from classiclm.data.splits import TextData, prepare_text
+from classiclm.errors import Error
+from classiclm.nn.attention import set_attention_path
+from classiclm.objectives import CausalLM
+from classiclm.train import machine
+from classiclm.train.progress import say
+from classiclm.train.settings import TrainConfig
+from classiclm.train.trainer import Task, Trainer
+
+DEFAULT_PRESET = "gpt2-shakespeare-cpu"
+
+
+def resolve(schema: type, argv: Sequence[str], prog: str) -> Any:
+    """Preset < YAML file < flags -> a checked config of the schema, its `model` typed by the preset's family."""
+    first = parse_flags(schema, argv, prog, lenient=True)
+    path = first.get("config")
+    from_file = load_yaml(Path(path)) if path else {}
+    name = first.get("preset") or from_file.get("preset") or DEFAULT_PRESET
+    preset = registry.preset(str(name))
+    full = with_model(schema, preset.module.Config)
+    flags = parse_flags(full, argv, prog)
+    base = {"preset": preset.name, **dataclasses.asdict(preset.recipe), "model": dataclasses.asdict(preset.config)}
+    given = merge(_expand(full, from_file), _expand(full, flags))
+    config = validate(full, merge(base, given), path or "the command line")
+    return dataclasses.replace(config, preset=preset.name), given
+
+
+def _expand(schema: type, tree: dict[str, Any]) -> dict[str, Any]:
+    """`data: shakespeare` in a file means `data: {name: shakespeare}`."""
+    if isinstance(tree.get("data"), str):
+        return {**tree, "data": {"name": tree["data"]}}
+    return tree
+
+
+def make_trainer(run: Path, config: TrainConfig, label: str = "train", data: TextData | None = None) -> Trainer:
+    """Read the text, settle every `auto`, build the model, say what will happen on one line of stderr."""
+    preset = registry.preset(str(config.preset))
+    data = data or prepare_text(config.data, config.tokenizer)
+    config = _with_vocabulary(config, data)
+    plan = _plan(config)
+    chosen = {"device": plan.device, "precision": plan.precision, "micro_batch": plan.micro_batch}
+    config = dataclasses.replace(config, **chosen, compile=plan.compile)
+    torch.manual_seed(config.seed)
+    model = preset.module.build(config.model)
+    set_attention_path(model, config.attention)
+    say(describe(plan, config, model.count_parameters(), data))
+    return Trainer(run, config, plan, model, _task(preset, config, data), label)
+
+
+def _with_vocabulary(config: TrainConfig, data: TextData) -> TrainConfig:
+    model = dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size)
+    return dataclasses.replace(config, model=model)
+
+
+def check_vocabulary(given: dict[str, Any], data: TextData) -> None:
+    """A vocabulary size that was asked for has to be the tokenizer's. Raises Error (exit 2)."""
+    asked, true = given.get("model", {}).get("vocab_size"), data.tokenizer.vocab_size
+    if asked is not None and int(asked) != true:
+        why = f"{asked} was asked for, and the tokenizer has {true} tokens"
+        raise Error("model.vocab_size", why, "leave it out; it always comes from the tokenizer")
+
+
+def _plan(config: TrainConfig) -> machine.Plan:
+    here = machine.look(config.device)
+    precision, why = machine.choose_precision(config.precision, here)
+    micro_batch = config.micro_batch
+    if micro_batch == "auto":
+        m = config.model
+        d_ff = getattr(m, "d_ff", None) or 4 * m.d_model
+        micro_batch = machine.choose_micro_batch(config.batch, m.n_ctx, d_ff, m.n_layers, m.vocab_size, here)
+    compiled = here.device == "cuda" if config.compile == "auto" else bool(config.compile)
+    return machine.Plan(here.device, precision, min(int(micro_batch), config.batch), compiled, (here.name, why))
+
+
+def describe(plan: machine.Plan, config: TrainConfig, n_params: int, data: TextData) -> str:
+    """The one line about device, precision and batch."""
+    name, why = plan.reasons
+    tokens = config.batch * config.model.n_ctx
+    return (
+        f"{config.preset}: {n_params:,} parameters on {data.name} ({len(data.train.tokens):,} tokens); {name}; "
+        f"{plan.precision} ({why}); {config.batch} x {config.model.n_ctx} = {tokens:,} tokens a step "
+        f"in micro-batches of {plan.micro_batch}" + ("; compiled" if plan.compile else "")
+    )
+
+
+def _task(preset: registry.Preset, config: TrainConfig, data: TextData) -> Task:
+    n_ctx = config.model.n_ctx
+    info = {"family": preset.family, "preset": preset.name, "config": dataclasses.asdict(config.model)}
+    return Task(
+        objective=CausalLM(),
+        batches=Windows(data.train, n_ctx, config.batch, config.seed),
+        validation=lambda n_windows: evaluation_batches(data.val, n_ctx, config.batch, n_windows),
+        tokens_per_byte=(len(data.val.tokens) - 1) / data.val.n_bytes,
+        fingerprint=data.train.fingerprint,
+        files={"model.json": json.dumps(info, indent=1), "tokenizer.json": data.tokenizer.to_json()},
+    )

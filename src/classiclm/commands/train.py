@@ -1,0 +1,64 @@
+"""classiclm train: a model from scratch, or on from where its folder stands."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from classiclm.commands.runs import check_vocabulary, make_trainer, resolve
+from classiclm.config import to_yaml
+from classiclm.data.splits import prepare_text
+from classiclm.errors import Error
+from classiclm.train.progress import format_seconds, say
+from classiclm.train.settings import TrainConfig
+from classiclm.train.trainer import Result, Trainer
+
+
+@dataclass(frozen=True)
+class TrainFlags(TrainConfig):
+    """Train a model from scratch, or go on with the run in --out.
+
+    Settings come from the preset, then --config FILE.yaml, then flags. `classiclm train PRESET --help` shows the
+    preset's own sizes too.
+    """
+
+    out: str | None = None  # the run's folder
+    config: str | None = None  # a YAML file with any of these settings
+    print_config: bool = False  # print the resulting YAML and stop
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Parse, train, say how it ended; 128 + n after a signal."""
+    flags, given = resolve(TrainFlags, argv, prog)
+    config = plain(flags)
+    if flags.print_config:
+        print(to_yaml(config), end="")
+        return 0
+    if flags.out is None:
+        raise Error("--out", "is missing", "name the run's folder, as in --out runs/a")
+    data = prepare_text(config.data, config.tokenizer)
+    check_vocabulary(given, data)
+    trainer = make_trainer(Path(flags.out), config, "train", data)
+    return report(trainer, trainer.fit())
+
+
+def plain(flags: Any) -> TrainConfig:
+    """The settings of the run itself: without `out`, `config` and `print_config`."""
+    names = [f.name for f in dataclasses.fields(TrainConfig)]
+    return TrainConfig(**{name: getattr(flags, name) for name in names})
+
+
+def report(trainer: Trainer, result: Result) -> int:
+    """The last line on stderr, and the exit code."""
+    if result.signal is not None:
+        say(f"stopped by signal {result.signal} at step {result.step}, saved; the same command goes on from there")
+        return 128 + result.signal
+    rows = trainer.metrics.rows()
+    last = rows[-1] if rows else {}
+    best = trainer.state.best
+    say(
+        f"{trainer.run}: step {result.step}, val_loss {last.get('val_loss', float('nan')):.4f} on the whole split, "
+        f"best sampled {best['val_loss']:.4f} at step {int(best['step'])}, {format_seconds(trainer.seconds)}"
+    )
+    return 0

@@ -1,0 +1,99 @@
+"""Multi-head attention ("Attention Is All You Need", section 3.2): written out for reading, fused for running.
+
+`attend_written` is the equation. `attend_fused` calls torch's kernel. `attend` chooses between them by a fixed rule; a
+test holds the two together, values and gradients, for every kind of mask.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from classiclm.nn.cache import LayerCache
+from classiclm.nn.dropout import Dropout
+from classiclm.nn.mask import Mask
+
+CPU_WRITTEN_UP_TO = 512  # keys
+PATHS = ("auto", "written", "fused")
+
+
+def attend_written(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: Dropout) -> Tensor:
+    """softmax(Q K^T / sqrt(d_k)) V, equation 1. q (B, H, T, K); k, v (B, H, S, K) -> (B, H, T, K)."""
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, S)
+    allowed = mask.matrix(q.shape[2], k.shape[2], q.device)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    weights = dropout(scores.softmax(dim=-1))  # each query's weights sum to 1
+    return weights.to(v.dtype) @ v  # (B, H, T, S) @ (B, H, S, K) -> (B, H, T, K)
+
+
+def attend_fused(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: Dropout) -> Tensor:
+    """The same in one kernel, which never holds the T x S matrix if the mask is plainly causal or absent."""
+    p = dropout.p if dropout.training else 0.0
+    if mask.only_causal(q.shape[2], k.shape[2]):
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
+    allowed = mask.matrix(q.shape[2], k.shape[2], q.device)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=p)
+
+
+def choose_path(device: torch.device, n_keys: int, dropping: bool) -> str:
+    """The rule behind "auto", from measurements: on a CPU torch's fused kernel has no dropout (it falls back to a slow
+    path) and only overtakes the written-out products when the T x S matrix outgrows the cache."""
+    written = device.type == "cpu" and (dropping or n_keys <= CPU_WRITTEN_UP_TO)
+    return "written" if written else "fused"
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: Dropout, path: str = "auto") -> Tensor:
+    """Attention by the named path; shapes as in `attend_written`."""
+    if path == "auto":
+        path = choose_path(q.device, k.shape[2], dropout.training and dropout.p > 0)
+    function = attend_written if path == "written" else attend_fused
+    return function(q, k, v, mask, dropout)
+
+
+class MultiHeadAttention(nn.Module):
+    """H attentions side by side in spaces of K = d_head dimensions, joined by a linear layer (section 3.2.2).
+
+    Self-attention if `memory` is None, else cross-attention: queries from x, keys and values from memory (B, S, D).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        d_head: int | None = None,  # None = d_model / n_heads
+        bias: bool = True,
+        dropout: float = 0.0,  # of the attention weights
+    ):
+        super().__init__()
+        self.n_heads = n_heads
+        self.path = "auto"  # one of PATHS; `set_attention_path` changes it for a whole model
+        inner = n_heads * (d_head or d_model // n_heads)
+        self.q = nn.Linear(d_model, inner, bias=bias)
+        self.k = nn.Linear(d_model, inner, bias=bias)
+        self.v = nn.Linear(d_model, inner, bias=bias)
+        self.o = nn.Linear(inner, d_model, bias=bias)
+        self.dropout = Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, memory: Tensor | None = None, mask: Mask | None = None, cache: LayerCache | None = None
+    ) -> Tensor:  # (B, T, D) -> (B, T, D)
+        source = x if memory is None else memory
+        q, k, v = self._split(self.q(x)), self._split(self.k(source)), self._split(self.v(source))
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, H, S, K)
+        heads = attend(q, k, v, mask or Mask(), self.dropout, self.path)  # (B, H, T, K)
+        return self.o(heads.transpose(1, 2).flatten(2))  # (B, T, H, K) -> (B, T, H * K) -> (B, T, D)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, T, H * K) -> (B, H, T, K)
+
+
+def set_attention_path(model: nn.Module, path: str) -> None:
+    """Make every attention of the model take the named path ("auto", "written" or "fused")."""
+    if path not in PATHS:
+        raise ValueError(f"no attention path {path!r}; there are {', '.join(PATHS)}")
+    for module in model.modules():
+        if isinstance(module, MultiHeadAttention):
+            module.path = path

@@ -1,0 +1,38 @@
+"""Token and learned position embeddings.
+
+The token embedding of the GPTs is also the matrix of their last linear layer ("tied" weights: Press and Wolf 2017), so
+`TokenEmbedding` offers both directions.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TokenEmbedding(nn.Module):
+    """A row of D numbers for each of V tokens."""
+
+    def __init__(self, vocab_size: int, d_model: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
+
+    def forward(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, D)
+        return F.embedding(tokens, self.weight)
+
+    def logits(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, V)
+        """The tied output layer: a token's logit is the dot product of x with that token's embedding."""
+        return F.linear(x, self.weight)
+
+
+class PositionEmbedding(nn.Module):
+    """A learned row of D numbers for each of n_ctx positions (GPT-1, section 4.1)."""
+
+    def __init__(self, n_ctx: int, d_model: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_ctx, d_model))
+
+    def forward(self, start: int, length: int) -> Tensor:  # -> (T, D)
+        """Rows start ... start + length - 1. Raises ValueError past n_ctx: there is no row for such a position."""
+        if start + length > len(self.weight):
+            raise ValueError(f"position {start + length - 1} is past the last of n_ctx = {len(self.weight)}")
+        return self.weight[start : start + length]

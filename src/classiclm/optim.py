@@ -1,0 +1,39 @@
+"""AdamW, its parameter groups, and learning rates as pure functions of the step."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+
+from classiclm.config import Recipe
+
+
+def learning_rate(step: int, recipe: Recipe) -> float:
+    """The rate of update `step` = 0, 1, ...: linear warm-up, then half a cosine down to lr_floor * lr at the last step.
+
+    (GPT-1, section 4.1, with GPT-3's floor of 10 %, appendix B.)
+    """
+    if step < recipe.warmup:
+        return recipe.lr * (step + 1) / (recipe.warmup + 1)
+    progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return recipe.lr * (recipe.lr_floor + (1 - recipe.lr_floor) * cosine)
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:
+    """Matrices decay; biases and the gains of norms, which have one dimension, do not."""
+    matrices, vectors = [], []
+    for _, parameter in named:
+        (matrices if parameter.ndim >= 2 else vectors).append(parameter)
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
+    """AdamW (Loshchilov and Hutter 2019) in one fused kernel; its learning rate is set anew at every step."""
+    groups = parameter_groups(model.named_parameters(), recipe.weight_decay)
+    betas = (recipe.beta1, recipe.beta2)
+    fused = next(model.parameters()).device.type in ("cpu", "cuda", "mps")
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, eps=recipe.eps, fused=fused)

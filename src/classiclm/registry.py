@@ -1,0 +1,99 @@
+"""From names to models: presets of all families, and runs on disk.
+
+The registry is the folder models/: each module with PRESETS is a family. Adding a paper is adding a file.
+"""
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+import classiclm.models
+from classiclm.config import Recipe, validate
+from classiclm.data.tokenizers import Tokenizer, from_json
+from classiclm.errors import did_you_mean, Error
+from classiclm.nn.base import LanguageModel
+from classiclm.train import checkpoint
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A name such as "gpt2-355m", resolved."""
+
+    name: str
+    module: ModuleType
+    config: Any
+    recipe: Recipe
+    paper_params: str | None
+
+    @property
+    def family(self) -> str:
+        """The module's name, as in models/gpt2.py."""
+        return self.module.__name__.rpartition(".")[2]
+
+    def build(self) -> LanguageModel:
+        """The model with fresh weights."""
+        return self.module.build(self.config)
+
+
+@cache
+def families() -> dict[str, ModuleType]:
+    """Name -> module, for every file in models/ that has presets."""
+    names = sorted(info.name for info in pkgutil.iter_modules(classiclm.models.__path__))
+    modules = {name: importlib.import_module(f"classiclm.models.{name}") for name in names}
+    return {name: module for name, module in modules.items() if hasattr(module, "PRESETS")}
+
+
+def presets() -> dict[str, Preset]:
+    """All presets by name."""
+    return {
+        name: Preset(name, module, config, module.RECIPES[name], module.PAPER_PARAMS.get(name))
+        for module in families().values()
+        for name, config in module.PRESETS.items()
+    }
+
+
+def preset(name: str) -> Preset:
+    """The preset of a name. Raises Error (exit 2) with the nearest name."""
+    known = presets()
+    if name not in known:
+        raise Error(name, "is no preset", f"{did_you_mean(name, known)}; `classiclm models` lists them")
+    return known[name]
+
+
+def count_parameters(config: Any, module: ModuleType) -> int:
+    """How many numbers a model has, without allocating them."""
+    with torch.device("meta"):
+        return module.build(config).count_parameters()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained model with its tokenizer, and which checkpoint they came from."""
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    folder: Path
+    info: dict[str, Any]
+
+
+def open_run(run: str | Path, which: str = "last", device: str = "cpu") -> Loaded:
+    """The model and tokenizer of a checkpoint: "last", "best" or a step. Raises Error (exit 3) if there is none."""
+    folder = checkpoint.require(Path(run), which)
+    info = checkpoint.read_model_info(folder)
+    module = families()[info["family"]]
+    model = module.build(validate(module.Config, info["config"], folder / "model.json"))
+    checkpoint.load_weights(folder, model)
+    tokenizer = from_json((folder / "tokenizer.json").read_text(encoding="utf-8"), folder / "tokenizer.json")
+    return Loaded(model.to(device).eval(), tokenizer, folder, info)
+
+
+def load(run: str | Path, which: str = "last") -> tuple[LanguageModel, Tokenizer]:
+    """`model, tokenizer = load("runs/a")`: the newest checkpoint of a run, in evaluation mode, on the CPU."""
+    loaded = open_run(run, which)
+    return loaded.model, loaded.tokenizer

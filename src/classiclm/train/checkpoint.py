@@ -1,0 +1,153 @@
+"""Checkpoints: `RUN/checkpoints/step-00002000/`, each complete, verified and loadable by itself.
+
+    model.safetensors       weights, by their names in the model
+    optimizer.safetensors   AdamW: "exp_avg/NAME", "exp_avg_sq/NAME" and the number of updates, "step"
+    state.json              step, tokens seen, best validation loss, loss scale, the sum that names the data
+    model.json              family, preset and sizes
+    tokenizer.json          the tokenizer itself
+    MANIFEST.json           sizes and sha256 sums
+
+There is no "latest" file that could be wrong: the newest checkpoint is the highest step whose manifest holds.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from classiclm.errors import BAD_INPUT, DIVERGED, Error
+from classiclm.files import defect, make_folder, publish_folder, remove_folder
+
+_PREFIX = "step-"
+
+
+@dataclass
+class State:
+    """What a run is besides its weights and moments. All else follows from the step."""
+
+    step: int = 0  # optimizer steps done
+    tokens: int = 0  # training tokens seen
+    best: dict[str, float] = field(default_factory=dict)  # {"step", "val_loss"}; empty before the first validation
+    scaler: dict[str, float] = field(default_factory=dict)  # fp16 only
+    data: str = ""  # fingerprint of the training tokens
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return run / "checkpoints" / f"{_PREFIX}{step:08d}"
+
+
+def saved_steps(run: Path) -> list[int]:
+    """The steps that have a checkpoint folder, in order, valid or not."""
+    names = [path.name for path in (run / "checkpoints").glob(f"{_PREFIX}*")]
+    return sorted(int(name.removeprefix(_PREFIX)) for name in names if name.removeprefix(_PREFIX).isdecimal())
+
+
+def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is as its manifest says, and a line for each newer one that is not."""
+    warnings = []
+    for step in reversed(saved_steps(run)):
+        folder = folder_of(run, step)
+        problem = defect(folder)
+        if problem is None:
+            return folder, warnings
+        warnings.append(f"{folder} {problem}; going back to the one before")
+    return None, warnings
+
+
+def require(run: Path, which: str) -> Path:
+    """The checkpoint of a run by name: "last", "best" or a step. Raises Error (exit 3) if there is no valid one."""
+    if not run.is_dir():
+        raise Error(run, "is not a folder", "give the folder of a run, as in `classiclm train ... --out RUN`", BAD_INPUT)
+    if which.isdecimal():
+        folder = folder_of(run, int(which))
+        problem = defect(folder) if folder.is_dir() else "does not exist"
+        if problem:
+            have = ", ".join(map(str, saved_steps(run))) or "none"
+            raise Error(folder, problem, f"choose one of the saved steps: {have}", BAD_INPUT)
+        return folder
+    newest, _ = newest_valid(run)
+    if newest is None:
+        raise Error(run, "has no valid checkpoint", "train it first, or restore the folder from a copy", BAD_INPUT)
+    best = read_state(newest).best
+    return require(run, str(int(best["step"]))) if which == "best" and best else newest
+
+
+def save(
+    run: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    extra: dict[str, str],
+) -> Path:
+    """Publish the checkpoint of state.step, with `extra` text files. Raises Error: exit 4 if it cannot be written,
+    exit 5 rather than save a weight that is not finite."""
+    weights = _contiguous(model.state_dict())
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            fix = "lower --lr, or go back to an older checkpoint by deleting newer ones"
+            raise Error(f"step {state.step}", f"weight {name} is not finite; nothing was saved", fix, DIVERGED)
+    files = {
+        "model.safetensors": save_tensors(weights),
+        "optimizer.safetensors": save_tensors(_moments(model, optimizer)),
+        "state.json": json.dumps(vars(state)).encode(),
+        **{name: text.encode() for name, text in extra.items()},
+    }
+    folder = folder_of(run, state.step)
+    make_folder(folder.parent)
+    if folder.is_dir():  # a damaged one that this run went back behind
+        remove_folder(folder)
+    publish_folder(folder, files, {"step": state.step})
+    return folder
+
+
+def read_state(folder: Path) -> State:
+    """The state in a verified checkpoint."""
+    return State(**json.loads((folder / "state.json").read_bytes()))
+
+
+def read_model_info(folder: Path) -> dict[str, Any]:
+    """The family, preset and sizes in a verified checkpoint."""
+    return json.loads((folder / "model.json").read_bytes())
+
+
+def load_weights(folder: Path, model: torch.nn.Module) -> None:
+    """Fill a model from a verified checkpoint."""
+    model.load_state_dict(load_tensors((folder / "model.safetensors").read_bytes()))
+
+
+def load_moments(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Fill the optimizer from a verified checkpoint."""
+    tensors = load_tensors((folder / "optimizer.safetensors").read_bytes())
+    for name, parameter in model.named_parameters():
+        optimizer.state[parameter] = {
+            "step": tensors["step"].to(parameter.device),
+            "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
+            "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
+        }
+
+
+def prune(run: Path, keep: int, best_step: int | None) -> None:
+    """Delete all valid checkpoints but the newest `keep` and the best."""
+    valid = [step for step in saved_steps(run) if defect(folder_of(run, step), sums=False) is None]
+    for step in valid[:-keep]:
+        if step != best_step:
+            remove_folder(folder_of(run, step))
+
+
+def _moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        moments = optimizer.state[parameter]
+        tensors |= {f"{moment}/{name}": moments[moment] for moment in ("exp_avg", "exp_avg_sq")}
+        tensors["step"] = moments["step"]  # the same for all
+    return _contiguous(tensors)
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

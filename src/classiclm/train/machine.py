@@ -1,0 +1,107 @@
+"""What this machine can do, and what `auto` means on it.
+
+Every choice is a pure function of the model, the batch and the machine, never of a timing taken during the run, and
+comes with its reason in words.
+"""
+
+import functools
+import os
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from classiclm.errors import Error
+
+# A micro-batch's widest activations (tokens x d_ff, fp32) should stay in a CPU's last-level cache; one that spills is
+# slower per token than several that fit.
+_CPU_CACHE_BYTES = 24 << 20
+_GPU_SHARE = 0.5  # of the memory, for activations
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The facts that `auto` is decided by."""
+
+    device: str  # cpu, cuda or mps
+    name: str
+    bf16: bool  # fast bf16 matrix products
+    fp16: bool
+    memory: int  # bytes: the GPU's, or the machine's
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a step will run, and why."""
+
+    device: str
+    precision: str
+    micro_batch: int
+    compile: bool
+    reasons: tuple[str, ...]
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """The instruction sets that Linux reports; empty elsewhere."""
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return frozenset()
+    lines = path.read_text(errors="replace").splitlines()
+    return frozenset(next((line.split(":", 1)[1] for line in lines if line.startswith(("flags", "Features"))), "").split())
+
+
+def look(device: str = "auto") -> Machine:
+    """The facts about a device; "auto" takes a CUDA GPU, else Apple's, else the CPU. Raises Error (exit 2) if absent."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available[device]:
+        have = ", ".join(name for name, there in available.items() if there)
+        raise Error(f"device {device}", "is not available to torch here", f"use one of: {have}")
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        return Machine(device, properties.name, properties.major >= 8, True, properties.total_memory)
+    if device == "mps":
+        return Machine(device, f"Apple {platform.machine()}", False, False, _ram())
+    flags = cpu_flags()
+    fast = bool(flags & {"amx_bf16", "avx512_bf16", "bf16"})  # Intel AMX, AVX-512, Arm
+    return Machine(device, f"CPU, {torch.get_num_threads()} threads", fast, False, _ram())
+
+
+def _ram() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
+
+
+def choose_precision(asked: str, machine: Machine) -> tuple[str, str]:
+    """The precision of matrix products, and why. Weights, sums and the optimizer stay in fp32 in any case."""
+    if asked != "auto":
+        if asked == "fp16" and machine.device != "cuda":
+            raise Error("precision", f"fp16 needs its loss scaler, which {machine.device} lacks", "use fp32 or bf16")
+        return asked, "as asked"
+    if machine.bf16:
+        return "bf16", f"this {machine.device.upper()} multiplies bf16 faster than fp32"
+    if machine.fp16:
+        return "fp16", "this GPU has fp16 but no bf16; the loss is scaled"
+    return "fp32", f"this {machine.device.upper()} has no fast bf16"
+
+
+def choose_micro_batch(batch: int, n_ctx: int, d_ff: int, n_layers: int, vocab_size: int, machine: Machine) -> int:
+    """The largest divisor of the batch whose activations fit: the cache of a CPU, half the memory of a GPU."""
+    if machine.device == "cpu":
+        bytes_per_sequence, budget = n_ctx * d_ff * 4, _CPU_CACHE_BYTES
+    else:
+        # Per token about 9 d_ff-wide bf16 tensors a layer are kept for the backward pass, and the logits thrice in fp32.
+        bytes_per_sequence = n_ctx * (n_layers * d_ff * 9 * 2 + vocab_size * 12)
+        budget = int(machine.memory * _GPU_SHARE)
+    fits = max(1, budget // bytes_per_sequence)
+    return max(divisor for divisor in range(1, batch + 1) if batch % divisor == 0 and divisor <= fits)
+
+
+def autocast(device: str, precision: str) -> AbstractContextManager:
+    """The context that runs matrix products in the precision; fp32 needs none."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device, torch.bfloat16 if precision == "bf16" else torch.float16)

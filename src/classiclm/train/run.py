@@ -1,0 +1,115 @@
+"""A run's folder: its lock, its config, its environment and its metrics.
+
+    RUN/config.yaml     all settings but the folder itself; starts the same run again
+    RUN/env.json        versions and machine
+    RUN/metrics.jsonl   one object per logged step
+    RUN/checkpoints/    see checkpoint.py
+"""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+
+from classiclm import __version__
+from classiclm.config import difference, load_yaml
+from classiclm.errors import BAD_INPUT, RESOURCE, USAGE, Error
+from classiclm.files import make_folder, sweep, write_file, writing
+from classiclm.train.settings import MAY_CHANGE
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the run's lock; what a killed writer left is swept. Raises Error (exit 4) if another process holds it."""
+    make_folder(run)
+    lock = filelock.FileLock(run / ".lock")
+    try:
+        with writing(run):
+            lock.acquire(timeout=0)
+    except filelock.Timeout as e:
+        raise Error(run, "is in use by another process", "wait for it, or choose another --out", RESOURCE) from e
+    try:
+        sweep(run)
+        sweep(run / "checkpoints")
+        yield
+    finally:
+        lock.release()
+
+
+def check_config(run: Path, text: str) -> None:
+    """Write config.yaml, or compare with the one that is there. Raises Error (exit 2) with the difference."""
+    import yaml
+
+    path = run / "config.yaml"
+    if path.is_file():
+        changed = difference(load_yaml(path), yaml.safe_load(text), MAY_CHANGE)
+        if changed:
+            why = "holds a run of another config (" + "; ".join(changed) + ")"
+            raise Error(run, why, "choose another --out, or the settings it was started with", USAGE)
+    write_file(path, text.encode())
+
+
+def write_environment(run: Path) -> None:
+    """env.json: what bit-exactness depends on besides the config."""
+    environment = {
+        "classiclm": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+    write_file(run / "env.json", json.dumps(environment, indent=1).encode())
+
+
+class Metrics:
+    """metrics.jsonl: one line per row, one write per line."""
+
+    def __init__(self, run: Path):
+        self.path = run / "metrics.jsonl"
+        self._file: Any = None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All whole rows; a last line torn by a crash is left out."""
+        if not self.path.is_file():
+            return []
+        rows = []
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as e:
+                if not line.endswith(b"\n"):
+                    break
+                fix = "remove the line, or restore the file from a copy"
+                raise Error(self.path, f"line {len(rows) + 1} is no JSON object", fix, BAD_INPUT) from e
+        return rows
+
+    def cut_behind(self, step: int) -> list[dict[str, Any]]:
+        """Drop the rows of steps that will be done again; return those that stay."""
+        rows = [row for row in self.rows() if row["step"] <= step]
+        write_file(self.path, b"".join(_line(row) for row in rows))
+        return rows
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one row."""
+        with writing(self.path):
+            self._file = self._file or self.path.open("ab", buffering=0)
+            self._file.write(_line(row))
+
+    def flush_to_disk(self) -> None:
+        """Rows must not be lost while a checkpoint of the same step stays."""
+        with writing(self.path):
+            if self._file:
+                os.fsync(self._file.fileno())
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row).encode() + b"\n"

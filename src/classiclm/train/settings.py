@@ -1,0 +1,35 @@
+"""The configuration of a run: a recipe, a model, a text, and how often to look."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from classiclm.config import NonNegative, Positional, Positive, Recipe
+from classiclm.data.corpora import Data
+
+Auto = Literal["auto"]
+
+# What may differ when a run is continued: its length, and how often it logs, measures and saves.
+MAY_CHANGE = ("steps", "log_every", "eval_every", "eval_windows", "save_every", "keep")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Recipe):
+    """Train a model from scratch, or go on with the run in --out.
+
+    Settings come from the preset, then --config FILE.yaml, then flags.
+    """
+
+    preset: Annotated[str | None, Positional] = None  # which model and recipe; `classiclm models` lists them
+    data: Data = Data()  # named corpus, text file or folder
+    seed: NonNegative = 1337  # of the weights, the order of the text and dropout
+    device: Auto | Literal["cpu", "cuda", "mps"] = "auto"  # where to compute
+    precision: Auto | Literal["fp32", "bf16", "fp16"] = "auto"  # of the matrix products
+    micro_batch: Auto | Positive = "auto"  # sequences at once; the gradients of a step's micro-batches add up
+    compile: Auto | bool = "auto"  # torch.compile: auto = on a GPU
+    attention: Auto | Literal["written", "fused"] = "auto"  # which of the two equal paths
+    log_every: Positive = 10  # steps between rows of metrics.jsonl
+    eval_every: Positive = 250  # steps between validations
+    eval_windows: Positive | Literal["all"] = 256  # windows per validation; the last one always takes all
+    save_every: Positive = 250  # steps between checkpoints
+    keep: Positive = 2  # newest checkpoints to keep, besides the best
+    model: Any = None  # the sizes: --model.n_layers N and so on
