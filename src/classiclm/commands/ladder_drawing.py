@@ -74,12 +74,12 @@ def parts(row: dict[str, Any]) -> list[Part]:
     final = [Part("slim", "LayerNorm", place="final")] if row["block"] == "PreLNBlock" else []
     return [
         Part("end", "characters"),
-        Part("box", "embedding", f"token + position, {row['d_model']}"),
+        *dropped(row, Part("box", "embedding", f"token + position, {row['d_model']}")),
         *edge,
         *block(row),
         *edge,
         *final,
-        Part("slim", "linear"),
+        Part("slim", "linear, tied"),  # its weights are the token embedding's
         Part("end", "next-character logits"),
     ]
 
@@ -97,15 +97,19 @@ def block(row: dict[str, Any]) -> list[Part]:
 
 def sublayer(row: dict[str, Any], layer: Part) -> list[Part]:
     """A layer, with the residual and the norm where its block puts them (see nn/blocks.py)."""
-    dropped = [layer, Part("slim", f"dropout {row['dropout']:g}")] if row["dropout"] else [layer]
     match row["block"]:
         case "ResidualBlock":
-            return [FORK, *dropped, ADD]
+            return [FORK, *dropped(row, layer), ADD]
         case "PostLNBlock":
-            return [FORK, *dropped, ADD, Part("slim", "LayerNorm", place="after")]
+            return [FORK, *dropped(row, layer), ADD, Part("slim", "LayerNorm", place="after")]
         case "PreLNBlock":
-            return [FORK, Part("slim", "LayerNorm", place="before"), *dropped, ADD]
-    return dropped
+            return [FORK, Part("slim", "LayerNorm", place="before"), *dropped(row, layer), ADD]
+    return dropped(row, layer)
+
+
+def dropped(row: dict[str, Any], layer: Part) -> list[Part]:
+    """A layer, and dropout on what it puts out if the rung has any."""
+    return [layer, Part("slim", f"dropout {row['dropout']:g}")] if row["dropout"] else [layer]
 
 
 def stack(column: list[Part]) -> list[Placed]:
@@ -120,7 +124,8 @@ def stack(column: list[Part]) -> list[Placed]:
 
 def _new(shape: str, part: Part, known: set[Part]) -> str:
     """The two ends are on every drawing; anything else is new if the rung before does not have it."""
-    return shape if part in known or part.kind == "end" else element("g", shape, class_="new")
+    old = not shape or part in known or part.kind == "end"
+    return shape if old else element("g", shape, class_="new")
 
 
 def _shape(placed: Placed) -> str:

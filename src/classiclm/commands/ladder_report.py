@@ -59,7 +59,8 @@ dd { text-align: right; font-variant-numeric: tabular-nums; }
   .cards.panels { grid-template-columns: 1fr 1fr; } .panel svg text { font-size: 15px; }
 }
 @media print {
-  main { padding: 0; } h2 { margin-top: 36px; } h2, .note { break-after: avoid; } figure { break-inside: avoid; }
+  main { padding: 0; } h2 { margin-top: 36px; }
+  h2, .note { break-after: avoid; } figure { break-inside: avoid; }
   .cards, .cards.panels { grid-template-columns: repeat(4, 1fr); gap: 10px; }
   .cards.samples { grid-template-columns: repeat(3, 1fr); }
   .card .idea, dt, dd { font-size: 10px; } .card pre { font-size: 9px; } h3, figcaption { font-size: 12px; }
@@ -125,7 +126,7 @@ def _losses(rows: Sequence[Row], baselines: dict[str, float]) -> str:
     axis = "validation loss, nats per character"
     best = min(rows, key=lambda row: row["val_loss"])
     note = (
-        f"Shorter is better. The best rung, {best['name']}, needs {best['val_loss']:.3f} nats "
+        f"Shorter is better. The best rung, {best['name']}, needs {best['val_loss']:.3f}\u00a0nats "
         f"({best['bits_per_char']:.2f} bits) per character of text that it has never seen."
     )
     chart = _both(lambda width: svg.bar_chart(bars, marks, title=title, axis=axis, width=width))

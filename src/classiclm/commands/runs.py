@@ -32,7 +32,11 @@ def resolve(schema: type, argv: Sequence[str], prog: str) -> Any:
     preset = registry.preset(str(name))
     full = with_model(schema, preset.module.Config)
     flags = parse_flags(full, argv, prog)
-    base = {"preset": preset.name, **dataclasses.asdict(preset.recipe), "model": dataclasses.asdict(preset.config)}
+    base = {
+        "preset": preset.name,
+        **dataclasses.asdict(preset.recipe),
+        "model": dataclasses.asdict(preset.config),
+    }
     given = merge(_expand(full, from_file), _expand(full, flags))
     config = validate(full, merge(base, given), path or "the command line")
     return dataclasses.replace(config, preset=preset.name), given
@@ -45,7 +49,9 @@ def _expand(schema: type, tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def make_trainer(run: Path, config: TrainConfig, label: str = "train", data: TextData | None = None) -> Trainer:
+def make_trainer(
+    run: Path, config: TrainConfig, label: str = "train", data: TextData | None = None
+) -> Trainer:
     """Read the text, settle every `auto`, build the model, say what will happen on one line of stderr."""
     preset = registry.preset(str(config.preset))
     data = data or prepare_text(config.data, config.tokenizer)
@@ -82,7 +88,9 @@ def _plan(config: TrainConfig) -> machine.Plan:
         d_ff = getattr(m, "d_ff", None) or 4 * m.d_model
         micro_batch = machine.choose_micro_batch(config.batch, m.n_ctx, d_ff, m.n_layers, m.vocab_size, here)
     compiled = here.device == "cuda" if config.compile == "auto" else bool(config.compile)
-    return machine.Plan(here.device, precision, min(int(micro_batch), config.batch), compiled, (here.name, why))
+    return machine.Plan(
+        here.device, precision, min(int(micro_batch), config.batch), compiled, (here.name, why)
+    )
 
 
 def describe(plan: machine.Plan, config: TrainConfig, n_params: int, data: TextData) -> str:

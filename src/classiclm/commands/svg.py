@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 NARROW = 500  # below this width, a bar's label goes above the bar and not beside it
 FONT = 12
@@ -123,7 +124,7 @@ def _attribute(value: object) -> str:
 
 
 def number(value: float) -> str:
-    """A coordinate: a tenth of a pixel is enough, and keeps a page of curves small."""
+    """A number as a coordinate: a tenth of a pixel is enough, and keeps a page of curves small."""
     return f"{value:.1f}".removesuffix(".0")
 
 
@@ -152,9 +153,9 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
         return [low]
     raw = (high - low) / max(count, 1)
     power = 10.0 ** math.floor(math.log10(raw))
-    # The nearest nice step, by ratio: the borders are the geometric means of the neighbours.
-    nice = next((nice for nice in (1, 2, 5) if (raw / power) ** 2 < nice * {1: 2, 2: 5, 5: 10}[nice]), 10)
-    step = nice * power
+    # The nearest nice step by ratio: two neighbours meet where the square is their product.
+    meet = ((1, 1 * 2), (2, 2 * 5), (5, 5 * 10), (10, math.inf))
+    step = power * next(nice for nice, square in meet if (raw / power) ** 2 < square)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [i * step for i in range(first, last + 1)]
 
@@ -175,16 +176,12 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     pools: list[list[float]] = []
     for rank, i in enumerate(order):
         pools.append([wanted[i] - rank * gap])
-        while len(pools) > 1 and _mean(pools[-2]) >= _mean(pools[-1]):
+        while len(pools) > 1 and fmean(pools[-2]) >= fmean(pools[-1]):
             pools[-2:] = [pools[-2] + pools[-1]]
-    flat = [_mean(pool) for pool in pools for _ in pool]
+    flat = [fmean(pool) for pool in pools for _ in pool]
     ceiling = max(low, high - (len(flat) - 1) * gap)
     placed = {i: min(max(flat[rank], low), ceiling) + rank * gap for rank, i in enumerate(order)}
     return [placed[i] for i in range(len(wanted))]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def lanes(starts: Sequence[float], widths: Sequence[float]) -> list[int]:
@@ -214,7 +211,7 @@ def bar_chart(
     top = LANE * (max(heights, default=-1) + 1) + 12
     pitch = BAR * (2.6 if stacked else 1.75)
     bottom = top + pitch * len(bars)
-    rows = [(bar, bottom - pitch * i - BAR - 5) for i, bar in enumerate(reversed(bars))][::-1]
+    rows = [(bar, top + pitch * i - BAR - 5) for i, bar in enumerate(bars, start=1)]
     flown = [(mark, top - LANE * height) for mark, height in zip(marks, heights, strict=True)]
     layers = [  # from the back to the front: a mark runs over the bars and under the words
         _grid_x(scale, top, bottom, axis),
@@ -277,12 +274,16 @@ def _grid_x(scale: Scale, top: float, bottom: float, name: str) -> str:
     return "".join(parts) + (text(scale.start, bottom + 36, name, class_="muted") if name else "")
 
 
-def _grid_y(scale: Scale, left: float, right: float, name: str) -> str:
-    """Horizontal grid lines, their numbers at the left, and what they measure above them all."""
+def _ticks_y(scale: Scale) -> list[tuple[float, str]]:
+    """Where the horizontal grid lines are, and their numbers."""
     ticks = nice_ticks(scale.low, scale.high, max(3, round((scale.start - scale.end) / 55)))
+    return [(scale(tick), label) for tick, label in zip(ticks, tick_labels(ticks), strict=True)]
+
+
+def _grid_y(ticks: Sequence[tuple[float, str]], left: float, right: float, name: str) -> str:
+    """Horizontal grid lines, their numbers at the left, and what they measure above them all."""
     parts = []
-    for tick, label in zip(ticks, tick_labels(ticks), strict=True):
-        y = scale(tick)
+    for y, label in ticks:
         parts.append(line(left, y, right, y, class_="grid"))
         parts.append(text(left - 7, y + 4, label, text_anchor="end", class_="muted"))
     return "".join(parts) + (text(0, 12, name, class_="muted") if name else "")
@@ -305,11 +306,12 @@ def line_chart(
     The plot is an inner <svg class="plot">, which does the cutting; its origin is the plot's top left corner.
     """
     top, bottom = (26.0 if y_axis else 8.0), height - (42 if x_axis else 22)
-    names = max((text_width(one.label) for one in series), default=0) + 24 if labels else 8
-    left, right = 36.0, width - names
-    x_scale = Scale(*_range(x_range, [x for one in series for x, _ in one.points]), left, right)
     y_scale = Scale(*_range(y_range, [y for one in series for _, y in one.points]), bottom, top)
-    behind = _grid_x(x_scale, top, bottom, x_axis) + _grid_y(y_scale, left, right, y_axis)
+    ticks = _ticks_y(y_scale)
+    left = 10 + max([text_width(label) for _, label in ticks], default=0)
+    right = width - (24 + max((text_width(one.label) for one in series), default=0) if labels else 8)
+    x_scale = Scale(*_range(x_range, [x for one in series for x, _ in one.points]), left, right)
+    behind = _grid_x(x_scale, top, bottom, x_axis) + _grid_y(ticks, left, right, y_axis)
     paths = [_path(one, x_scale, y_scale) for one in series]
     frame = {"x": left, "y": top, "width": right - left, "height": bottom - top}
     plot = element("svg", *paths, class_="plot", **frame) if paths else ""

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from classiclm.config import Rate
-try:
-    from classiclm.data import plays
-except ImportError: plays=None
+
+from classiclm.data import plays
 from classiclm.data.locate import Download, find, locate
 from classiclm.errors import BAD_INPUT, USAGE, Error, did_you_mean
 

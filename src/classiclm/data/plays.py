@@ -96,7 +96,7 @@ GRAMMAR: dict[str, str | tuple[str, ...]] = {
     "dull deaf dead fond glad grey holy keen lean loud meek mild pure rash ripe rude sick slow tall tame "
     "thin torn vast vile weak wise worn weary naked royal silent golden silver bitter tender humble secret "
     "lonely hollow broken deadly frozen gentle sullen velvet wicked hungry jealous strange",
-    "star": "star rose moon sun sea king wind song dream dove lark lamb hawk lily lion road lake wave cloud "
+    "star": "star rose moon sun sea king wind song dream dove lark lamb hawk pearl lion road lake wave cloud "
     "storm river thorn bud gem bell lamp boat maid lord poet fool bard queen nurse lover ghost root seed "
     "tear brow swan toad worm moth bear colt bull cat dog harp horn drum wren goat monk nun cup clown raven "
     "tiger widow shadow sorrow sailor candle window temple beggar miller flower tyrant spirit planet falcon "
@@ -133,7 +133,7 @@ RHYMES = (  # nouns, then verbs; no word stands twice
     "sky eye lie spy, die fly cry sigh reply deny",
     "heart art part dart cart, start depart smart impart",
     "snow woe foe bow crow, go know grow flow glow",
-    "king ring spring thing wing string, sing cling bring swing",
+    "king spring thing wing string, sing cling bring swing",
     "air hair prayer stair snare chair lair, dare swear despair care share stare",
     "fire desire lyre choir squire pyre, expire retire conspire aspire tire",
     "tear fear year spear ear bier, hear appear disappear cheer sneer",
@@ -217,7 +217,7 @@ class _Poet:
         return choice.values[first], choice.values[second]
 
     def write(self, name: str, memory: dict[str, str]) -> str:
-        """What the scene has settled under this name, else an alternative of this rule with its slots filled."""
+        """What the scene has settled under this name, else an alternative of the rule, its slots filled."""
         if name in memory:
             return memory[name]
         parts = self.one(_RULES[name])
@@ -245,7 +245,7 @@ def _stanza(poet: _Poet, voices: Iterator[dict[str, str]], first: str, last: str
     scheme = poet.write("scheme", {})
     rhymes = poet.two(_RHYMES) if "b" in scheme else (poet.one(_RHYMES),)
     ends = {letter: _rhymed(poet, rhyme) for letter, rhyme in zip("ab", rhymes, strict=False)}
-    rules = [last, *["line"] * (2 * len(rhymes) - 2), first]
+    rules = [last, *["line"] * (2 * len(rhymes) - 2), first]  # taken from the end
     for speech in scheme.split("/"):
         voice = next(voices)
         yield poet.write("speech", voice)
@@ -336,11 +336,12 @@ def _scene_cost() -> np.ndarray:
     settled = (memory["thing"] + memory["place"] + memory["thou"] + names) * [1, 0]
     memory |= dict.fromkeys(("me", "ME", "other", "OTHER"), names / 2) | {"title": titles / 2}
 
-    def line(rule: str) -> np.ndarray:
+    def line_cost(rule: str) -> np.ndarray:
         return _one(_RULES["part"], lambda part: _write(f"{rule} {part[0]}", memory))
 
-    stanza = _one(_RULES["scheme"], lambda scheme: _stanza_cost(scheme[0], line("line"), memory))
-    stanzas = _one(_STANZAS, lambda n: n * stanza) + line("open") + line("close") - 2 * line("line")
+    first, line, last = map(line_cost, ("open", "line", "close"))
+    stanza = _one(_RULES["scheme"], lambda scheme: _stanza_cost(scheme[0], line, memory))
+    stanzas = _one(_STANZAS, lambda n: n * stanza) + (first - line) + (last - line)
     return settled + _write("heading", memory) + _write("event", memory) + stanzas + _text(_END)
 
 

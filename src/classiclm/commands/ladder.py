@@ -1,0 +1,212 @@
+"""classiclm ladder: train the twelve rungs and compare them; `show N` and `diff N M` print their code."""
+
+import dataclasses
+import difflib
+import inspect
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from classiclm import registry
+from classiclm.commands.ladder_report import render
+from classiclm.commands.runs import make_trainer
+from classiclm.config import NonNegative, parse_flags, validate
+from classiclm.data.corpora import Data, entropy_floor
+from classiclm.data.splits import TextData, prepare_text
+from classiclm.data.tokenizers import Tokenizer
+from classiclm.errors import Error
+from classiclm.evaluate.ngram import baselines
+from classiclm.files import make_folder, write_file
+from classiclm.generate.sample import generate
+from classiclm.models.ladder import LADDER, Config, Embedded, PlainStack
+from classiclm.nn.base import LanguageModel
+from classiclm.train import machine
+from classiclm.train.settings import TrainConfig
+from classiclm.train.trainer import Trainer
+
+STEPS = {"quick": 0.2, "standard": 1.0}  # share of each recipe's steps
+_SAMPLE_TOKENS = 300
+_CURVE_POINTS = 20
+
+
+@dataclass(frozen=True)
+class LadderFlags:
+    """Train the twelve rungs from a bigram table to a GPT on the same characters, and compare them.
+
+    `classiclm ladder show N` prints a rung's own code, `classiclm ladder diff N M` what changes from one to another.
+    """
+
+    data: Data = Data()  # named corpus, text file or folder
+    out: str = "runs/ladder"  # a folder for ladder.json, report.html and one run per rung
+    budget: Literal["quick", "standard"] = "standard"  # quick: a fifth of the steps
+    rungs: str = "1-12"  # which: 1-12, 3, or 6,8-10
+    seed: NonNegative = 1337  # of weights, order and dropout
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """`show N`, `diff N M`, or training."""
+    if argv and argv[0] == "show":
+        (rung,) = _rung_numbers(argv[1:], 1, f"{prog} show N")
+        print(source_of(rung))
+        return 0
+    if argv and argv[0] == "diff":
+        print(diff(*_rung_numbers(argv[1:], 2, f"{prog} diff N M")))
+        return 0
+    return climb(validate(LadderFlags, parse_flags(LadderFlags, argv, prog), "the command line"))
+
+
+def climb(flags: LadderFlags) -> int:
+    """Train the chosen rungs, one run each; table and sample on stdout, ladder.json and report.html in `out`.
+
+    Finished rungs are taken as they are, so the same command goes on where it was stopped.
+    """
+    out = make_folder(Path(flags.out))
+    data = prepare_text(flags.data, "char")
+    rows: list[dict[str, Any]] = []
+    for rung in parse_rungs(flags.rungs):
+        trainer = _trainer(out, rung, flags, data)
+        result = trainer.fit()
+        if result.signal is not None:
+            return 128 + result.signal
+        rows.append(_row(rung, trainer, data.tokenizer))
+        write_file(out / "ladder.json", json.dumps(rows, indent=1).encode())
+    references = _references(flags.data, data)
+    settings = f"budget {flags.budget}, seed {flags.seed}, {trainer.plan.reasons[0]}, {trainer.plan.precision}"
+    write_file(out / "report.html", render(rows, references, flags.data.name, settings).encode())
+    _print_results(rows, references, out)
+    return 0
+
+
+def parse_rungs(text: str) -> list[int]:
+    """ "1-3,12" -> [1, 2, 3, 12]. Raises Error (exit 2)."""
+    rungs: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal():
+            raise Error("rungs", f"{text!r} is no list of rungs", "write it as in 1-12, 3, or 6,8-10")
+        rungs |= set(range(int(first), int(last or first) + 1))
+    if not rungs or not rungs <= set(range(1, 13)):
+        raise Error("rungs", f"{text!r} leaves the ladder", "choose from 1 to 12")
+    return sorted(rungs)
+
+
+def _rung_numbers(arguments: Sequence[str], n: int, usage: str) -> list[int]:
+    if len(arguments) != n or not all(a.isdecimal() and 1 <= int(a) <= 12 for a in arguments):
+        raise Error(" ".join(arguments) or "ladder", f"expected {usage}", "give rung numbers from 1 to 12")
+    return [int(argument) for argument in arguments]
+
+
+def _trainer(out: Path, rung: int, flags: LadderFlags, data: TextData) -> Trainer:
+    on_gpu = machine.look(flags.device).device == "cuda"
+    preset = registry.preset("ladder-12-gpu" if rung == 12 and on_gpu else f"ladder-{rung}")
+    steps = round(preset.recipe.steps * STEPS[flags.budget])
+    recipe = dataclasses.asdict(dataclasses.replace(preset.recipe, steps=steps))
+    config = TrainConfig(
+        **recipe,
+        preset=preset.name,
+        data=flags.data,
+        seed=flags.seed,
+        device=flags.device,
+        log_every=max(1, steps // 100),
+        eval_every=max(1, steps // _CURVE_POINTS),
+        save_every=max(1, steps // 4),
+        keep=1,
+        model=preset.config,
+    )
+    return make_trainer(out / f"rung-{rung:02d}", config, f"rung {rung}, {LADDER[rung - 1].name}", data)
+
+
+def _row(rung: int, trainer: Trainer, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What ladder.json says of one rung; losses in nats per character."""
+    entry, config = LADDER[rung - 1], trainer.config.model
+    metrics = trainer.metrics.rows()
+    model = trainer.model
+    assert isinstance(model, LanguageModel)
+    return {
+        "rung": rung,
+        "name": entry.name,
+        "idea": entry.idea,
+        "params": model.count_parameters(),
+        "val_loss": metrics[-1]["val_loss"],
+        "bits_per_char": metrics[-1]["val_loss"] / math.log(2),
+        "seconds": metrics[-1]["seconds"],
+        "sample": _sample(model, tokenizer),
+        "curve": _curve(metrics),
+        "block": _topology(entry.model),
+        **{name: getattr(config, name) for name in ("n_layers", "n_heads", "d_model", "d_ff", "n_ctx", "dropout")},
+    }
+
+
+def _curve(metrics: list[dict[str, Any]]) -> list[list[float]]:
+    """[step, training loss averaged since the last point, validation loss] for each validation."""
+    curve, losses = [], []
+    for row in metrics:
+        losses.append(row["loss"])
+        if "val_loss" in row:
+            curve.append([row["step"], sum(losses) / len(losses), row["val_loss"]])
+            losses = []
+    return curve
+
+
+def _sample(model: LanguageModel, tokenizer: Tokenizer) -> str:
+    start = torch.tensor([tokenizer.encode("\n")], device=model.device)
+    tokens = generate(model, start, _SAMPLE_TOKENS, temperature=0.8, seed=1)
+    return tokenizer.decode(tokens[0].tolist()).strip("\n")
+
+
+def _topology(model: type[LanguageModel]) -> str:
+    if issubclass(model, PlainStack):
+        return model.block.__name__
+    return "attention" if issubclass(model, Embedded) else "none"
+
+
+def _references(corpus: Data, data: TextData) -> dict[str, float]:
+    references = baselines(data.train.tokens, data.val.tokens, data.tokenizer.vocab_size)
+    floor = entropy_floor(corpus.name)
+    return references if floor is None else {**references, "entropy of the grammar": floor}
+
+
+def _print_results(rows: list[dict[str, Any]], references: dict[str, float], out: Path) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 140
+    table = Table(box=box.SIMPLE, caption_justify="left")
+    for name in ("rung", "idea", "parameters", "val loss", "bits/char", "seconds"):
+        table.add_column(name, justify="left" if name == "idea" else "right", no_wrap=True)
+    table.add_column("a line of its own", no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        numbers = (f"{row['params']:,}", f"{row['val_loss']:.4f}", f"{row['bits_per_char']:.3f}", f"{row['seconds']:.1f}")
+        line = next((line for line in row["sample"].splitlines()[1:] if len(line) > 20), row["sample"][:60])
+        table.add_row(str(row["rung"]), row["name"], *numbers, line, end_section=False)
+    console.print(table)
+    bars = ", ".join(f"{name} {value:.3f}" for name, value in references.items())
+    console.print(f"nats per character on the whole validation split; for comparison: {bars}\n")
+    console.print(f"rung {rows[-1]['rung']} writes:\n\n{rows[-1]['sample']}\n", markup=False)
+    console.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def source_of(rung: int) -> str:
+    """A rung's sizes and the code of its classes, the shared shell first."""
+    entry = LADDER[rung - 1]
+    config: Config = registry.preset(f"ladder-{rung}").config
+    classes = [cls for cls in reversed(entry.model.__mro__) if issubclass(cls, LanguageModel)][1:]
+    if issubclass(entry.model, PlainStack):
+        classes.append(entry.model.block)
+    sizes = [f"# {name} = {value}" for name, value in dataclasses.asdict(config).items() if name != "rung"]
+    header = [f"# rung {rung}: {entry.name}. {entry.idea}", *sizes]
+    return "\n".join([*header, *("\n\n" + inspect.getsource(cls).rstrip() for cls in classes)])
+
+
+def diff(a: int, b: int) -> str:
+    """What changes in sizes and code from rung a to rung b, as a unified diff."""
+    old, new = source_of(a).splitlines(), source_of(b).splitlines()
+    return "\n".join(difflib.unified_diff(old, new, f"rung {a}", f"rung {b}", lineterm="", n=2))
