@@ -283,9 +283,7 @@ def test_arrows_end_at_boxes():
 # The helpers
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (0, 4.17), (1.43, 2.98), (0, 2000), (-3, 7), (0.001, 0.0042)]
-)
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 4.17), (1.43, 2.98), (0, 2000), (-3, 7), (0.001, 0.0042)])
 @pytest.mark.parametrize("count", [2, 3, 5, 8])
 def test_ticks_are_nice(low, high, count):
     ticks = svg.nice_ticks(low, high, count)
@@ -313,9 +311,7 @@ def test_chart_maps_corners_to_corners():
     chart = parse(svg.line_chart([svg.Series("a", corners)], title="t", x_axis="x", y_axis="y"))
     plot = by_class(chart, "svg", "plot")[0]
     width, height = float(plot.get("width")), float(plot.get("height"))
-    points = [
-        tuple(map(float, point.split(","))) for point in next(plot.iter("polyline")).get("points").split()
-    ]
+    points = [tuple(map(float, point.split(","))) for point in next(plot.iter("polyline")).get("points").split()]
     flat = [value for point in points for value in point]
     assert flat == pytest.approx([0, 0, width, 0, width, height, 0, height], abs=0.11)
     grid = [node for node in chart.iter("line") if node.get("x1") == node.get("x2")]

@@ -255,9 +255,7 @@ def test_every_scene_has_one_derivation():
         assert math.log(parser.scene(text)) == pytest.approx(-nats, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("rule", "alternatives"), [("stop", ". ! ."), ("beneath", "in in"), ("scheme", "aa a/a aa")]
-)
+@pytest.mark.parametrize(("rule", "alternatives"), [("stop", ". ! ."), ("beneath", "in in"), ("scheme", "aa a/a aa")])
 def test_parser_notices_a_second_derivation(monkeypatch, rule, alternatives):
     monkeypatch.setitem(plays.GRAMMAR, rule, alternatives)
     monkeypatch.setitem(plays._RULES, rule, plays._rule(alternatives))

@@ -263,4 +263,3 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat |= _flatten(value, name + ".") if isinstance(value, Mapping) else {name: value}
     return flat
-

@@ -6,7 +6,7 @@ batches of b have exactly the gradient of one batch of k b, also where the count
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ from torch import Tensor
 IGNORE = -100  # a target with this id counts for nothing
 
 
-class Term(NamedTuple):
+@dataclass(frozen=True)
+class Term:
     """One part of a loss: the sum over its targets, how many they are, and its weight in the total."""
 
     sum: Tensor

@@ -16,7 +16,7 @@ import torch
 import classiclm.models
 from classiclm.config import Recipe, validate
 from classiclm.data.tokenizers import Tokenizer, from_json
-from classiclm.errors import did_you_mean, Error
+from classiclm.errors import Error, did_you_mean
 from classiclm.nn.base import LanguageModel
 from classiclm.train import checkpoint
 
@@ -66,10 +66,10 @@ def preset(name: str) -> Preset:
     return known[name]
 
 
-def count_parameters(config: Any, module: ModuleType) -> int:
+def count_parameters(preset: Preset) -> int:
     """How many numbers a model has, without allocating them."""
     with torch.device("meta"):
-        return module.build(config).count_parameters()
+        return preset.build().count_parameters()
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from classiclm import registry
 from classiclm.commands.ladder_report import render
 from classiclm.commands.runs import make_trainer
+from classiclm.commands.tables import console, table
 from classiclm.config import NonNegative, parse_flags, validate
 from classiclm.data.corpora import Data, entropy_floor
 from classiclm.data.splits import TextData, prepare_text
@@ -176,29 +175,30 @@ def _references(corpus: Data, data: TextData) -> dict[str, float]:
 
 
 def _print_results(rows: list[dict[str, Any]], references: dict[str, float], out: Path) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 140
-    table = Table(box=box.SIMPLE, caption_justify="left")
-    for name in ("rung", "idea", "parameters", "val loss", "bits/char", "seconds"):
-        table.add_column(name, justify="left" if name == "idea" else "right", no_wrap=True)
-    table.add_column("a line of its own", no_wrap=True, overflow="ellipsis")
+    made = table(["rung", "idea"], ["parameters", "val loss", "bits/char", "seconds"], last="a line of its own")
     for row in rows:
-        numbers = (f"{row['params']:,}", f"{row['val_loss']:.4f}", f"{row['bits_per_char']:.3f}", f"{row['seconds']:.1f}")
-        line = next((line for line in row["sample"].splitlines()[1:] if len(line) > 20), row["sample"][:60])
-        table.add_row(str(row["rung"]), row["name"], *numbers, line, end_section=False)
-    console.print(table)
+        numbers = (
+            f"{row['params']:,}",
+            f"{row['val_loss']:.4f}",
+            f"{row['bits_per_char']:.3f}",
+            f"{row['seconds']:.1f}",
+        )
+        lines = row["sample"].splitlines()
+        line = next((line for line in lines[1:] if len(line) > 20), " ".join(lines))
+        made.add_row(str(row["rung"]), row["name"], *numbers, Text(line))
+    screen = console()
+    screen.print(made)
     bars = ", ".join(f"{name} {value:.3f}" for name, value in references.items())
-    console.print(f"nats per character on the whole validation split; for comparison: {bars}\n")
-    console.print(f"rung {rows[-1]['rung']} writes:\n\n{rows[-1]['sample']}\n", markup=False)
-    console.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
+    screen.print(f"nats per character on the whole validation split; for comparison: {bars}\n")
+    screen.print(f"rung {rows[-1]['rung']} writes:\n\n{rows[-1]['sample']}\n", markup=False)
+    screen.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
 
 
 def source_of(rung: int) -> str:
     """A rung's sizes and the code of its classes, the shared shell first."""
     entry = LADDER[rung - 1]
     config: Config = registry.preset(f"ladder-{rung}").config
-    classes = [cls for cls in reversed(entry.model.__mro__) if issubclass(cls, LanguageModel)][1:]
+    classes: list[type] = [cls for cls in reversed(entry.model.__mro__) if issubclass(cls, LanguageModel)][1:]
     if issubclass(entry.model, PlainStack):
         classes.append(entry.model.block)
     sizes = [f"# {name} = {value}" for name, value in dataclasses.asdict(config).items() if name != "rung"]

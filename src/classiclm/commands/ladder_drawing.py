@@ -137,9 +137,7 @@ def _shape(placed: Placed) -> str:
         return text(CENTRE, bottom - 2, part.name, class_="detail")
     if part.kind == "add":
         y = (top + bottom) / 2
-        plus = line(CENTRE - 4, y, CENTRE + 4, y, class_="flow") + line(
-            CENTRE, y - 4, CENTRE, y + 4, class_="flow"
-        )
+        plus = line(CENTRE - 4, y, CENTRE + 4, y, class_="flow") + line(CENTRE, y - 4, CENTRE, y + 4, class_="flow")
         return element("circle", cx=CENTRE, cy=y, r=(bottom - top) / 2, class_="box") + plus
     return _boxes(placed) + _words(placed)
 

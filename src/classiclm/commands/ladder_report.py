@@ -113,9 +113,7 @@ def _section(title: str, note: str, *content: str) -> str:
 
 def _both(chart: Callable[[int], str]) -> str:
     """The same chart for a screen and for a phone."""
-    wide, narrow = (
-        element("div", chart(width), class_=style) for width, style in ((WIDE, "wide"), (PHONE, "narrow"))
-    )
+    wide, narrow = (element("div", chart(width), class_=style) for width, style in ((WIDE, "wide"), (PHONE, "narrow")))
     return element("figure", wide, narrow)
 
 
@@ -192,9 +190,7 @@ def _panel(row: Row, before: Row | None, steps: Range, losses: Range) -> str:
         lines.append(Series(f"validation loss of {before['name']}", _points(before, VALIDATION), "ghost"))
     lines.append(Series(f"validation loss of {row['name']}", _points(row, VALIDATION), _hue(row)))
     title = f"Training and validation loss of {row['name']}"
-    chart = svg.line_chart(
-        lines, title=title, width=225, height=140, x_range=steps, y_range=losses, labels=False
-    )
+    chart = svg.line_chart(lines, title=title, width=225, height=140, x_range=steps, y_range=losses, labels=False)
     return element("figure", element("figcaption", _numbered(row)), chart, class_="panel")
 
 

@@ -49,16 +49,15 @@ def _expand(schema: type, tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def make_trainer(
-    run: Path, config: TrainConfig, label: str = "train", data: TextData | None = None
-) -> Trainer:
+def make_trainer(run: Path, config: TrainConfig, label: str = "train", data: TextData | None = None) -> Trainer:
     """Read the text, settle every `auto`, build the model, say what will happen on one line of stderr."""
     preset = registry.preset(str(config.preset))
     data = data or prepare_text(config.data, config.tokenizer)
     config = _with_vocabulary(config, data)
     plan = _plan(config)
-    chosen = {"device": plan.device, "precision": plan.precision, "micro_batch": plan.micro_batch}
-    config = dataclasses.replace(config, **chosen, compile=plan.compile)
+    config = dataclasses.replace(
+        config, device=plan.device, precision=plan.precision, micro_batch=plan.micro_batch, compile=plan.compile
+    )
     torch.manual_seed(config.seed)
     model = preset.module.build(config.model)
     set_attention_path(model, config.attention)
@@ -88,9 +87,7 @@ def _plan(config: TrainConfig) -> machine.Plan:
         d_ff = getattr(m, "d_ff", None) or 4 * m.d_model
         micro_batch = machine.choose_micro_batch(config.batch, m.n_ctx, d_ff, m.n_layers, m.vocab_size, here)
     compiled = here.device == "cuda" if config.compile == "auto" else bool(config.compile)
-    return machine.Plan(
-        here.device, precision, min(int(micro_batch), config.batch), compiled, (here.name, why)
-    )
+    return machine.Plan(here.device, precision, min(int(micro_batch), config.batch), compiled, (here.name, why))
 
 
 def describe(plan: machine.Plan, config: TrainConfig, n_params: int, data: TextData) -> str:

@@ -196,9 +196,7 @@ def lanes(starts: Sequence[float], widths: Sequence[float]) -> list[int]:
     return result
 
 
-def bar_chart(
-    bars: Sequence[Bar], marks: Sequence[Mark] = (), *, title: str, axis: str, width: float = 960
-) -> str:
+def bar_chart(bars: Sequence[Bar], marks: Sequence[Mark] = (), *, title: str, axis: str, width: float = 960) -> str:
     """Horizontal bars from zero, each with its label and value, and the marks as labelled lines across them.
 
     A bar is a <rect class="bar"> and a mark a <line class="mark">, both with their data-value.
@@ -239,9 +237,7 @@ def _bar_scale(bars: Sequence[Bar], marks: Sequence[Mark], left: float, width: f
 def _bar(bar: Bar, y: float, scale: Scale) -> str:
     size = {"width": scale(bar.value) - scale(0), "height": BAR, "rx": 2}
     tooltip = element("title", escape(f"{bar.label}: {bar.value:.3f}"))
-    return element(
-        "rect", tooltip, x=scale(0), y=y, **size, class_=f"bar {bar.style}", data_value=str(bar.value)
-    )
+    return element("rect", tooltip, x=scale(0), y=y, **size, class_=f"bar {bar.style}", data_value=str(bar.value))
 
 
 def _bar_label(bar: Bar, y: float, zero: float, stacked: bool) -> str:
@@ -326,9 +322,7 @@ def _range(given: tuple[float, float] | None, values: Sequence[float]) -> tuple[
 
 
 def _path(one: Series, x_scale: Scale, y_scale: Scale) -> str:
-    points = " ".join(
-        f"{number(x_scale(x) - x_scale.start)},{number(y_scale(y) - y_scale.end)}" for x, y in one.points
-    )
+    points = " ".join(f"{number(x_scale(x) - x_scale.start)},{number(y_scale(y) - y_scale.end)}" for x, y in one.points)
     return element("polyline", element("title", escape(one.label)), points=points, class_=f"line {one.style}")
 
 

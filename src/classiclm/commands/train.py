@@ -52,9 +52,7 @@ def plain(flags: Any) -> TrainConfig:
 def report(trainer: Trainer, result: Result) -> int:
     """The last line on stderr, and the exit code."""
     if result.signal is not None:
-        say(
-            f"stopped by signal {result.signal} at step {result.step}, saved; the same command goes on from there"
-        )
+        say(f"stopped by signal {result.signal} at step {result.step}, saved; the same command goes on from there")
         return 128 + result.signal
     rows = trainer.metrics.rows()
     last = rows[-1] if rows else {}

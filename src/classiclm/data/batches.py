@@ -85,12 +85,12 @@ class Windows:
 
 
 def evaluation_batches(split: Split, n_ctx: int, batch: int, n_windows: int | None = None) -> Iterator[Batch]:
-    """Adjoining windows of a split, in order: all of it, each token but the first predicted once (the last window may be
-    shorter), or `n_windows` full windows spread evenly over it."""
+    """Adjoining windows of a split, in order: all of it, each token but the first predicted once (the last window may
+    be shorter), or `n_windows` full windows spread evenly over it."""
     n = len(split.tokens) - 1
     starts = np.arange(0, n - n_ctx + 1, n_ctx)
     whole = n_windows is None or n_windows >= len(starts)
-    if not whole:
+    if n_windows is not None and not whole:
         starts = starts[np.linspace(0, len(starts) - 1, n_windows).astype(np.int64)]
     for i in range(0, len(starts), batch):
         yield _windows(split.tokens, starts[i : i + batch], n_ctx)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from classiclm.config import Rate
-
 from classiclm.data import plays
 from classiclm.data.locate import Download, find, locate
 from classiclm.errors import BAD_INPUT, USAGE, Error, did_you_mean

@@ -56,5 +56,3 @@ def _download(file: Download) -> Path:
     make_folder(target.parent)
     write_file(target, data)
     return target
-
-

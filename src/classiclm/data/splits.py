@@ -75,7 +75,7 @@ def _encode(documents: list[str], tokenizer: Tokenizer) -> Split:
         documents = [_DOCUMENT_BREAK.join(documents)]
         parts = [tokenizer.encode_array(documents[0])]
     else:
-        end = np.asarray([tokenizer.end_of_text], dtype=tokenizer.dtype)
+        end: np.ndarray = np.asarray([tokenizer.end_of_text], dtype=tokenizer.dtype)
         parts = [part for text in documents for part in (tokenizer.encode_array(text), end)]
     tokens = np.concatenate(parts)
     first = len(tokenizer.decode(tokens[:1].tolist()))

@@ -1,7 +1,7 @@
 """Exact n-gram losses: what counting can do, as bars that a neural model has to clear.
 
-Shannon 1948: the more characters of context a table has, the better it predicts, until the counts run thin. "Exact" means
-that nothing is fitted by steps: the probabilities are the smoothed counts of the training text.
+Shannon 1948: the more characters of context a table has, the better it predicts, until the counts run thin. "Exact"
+means that nothing is fitted by steps: the probabilities are the smoothed counts of the training text.
 """
 
 import math
@@ -13,7 +13,7 @@ SMOOTHING = {1: 1.0, 2: 1.0, 3: 0.1, 4: 0.05}
 
 
 def ngram_loss(train: np.ndarray, val: np.ndarray, order: int, vocab_size: int, add: float) -> float:
-    """Mean nats per token of `val` under the table p(x | the order - 1 tokens before) = (count + add) / (total + add V).
+    """Mean nats per token of `val` under the table p(x | order - 1 tokens before) = (count + add) / (total + add V).
 
     Tokens of `val` without a full context are left out. Raises ValueError if vocab_size ** order does not fit 63 bits.
     """
@@ -28,7 +28,7 @@ def ngram_loss(train: np.ndarray, val: np.ndarray, order: int, vocab_size: int, 
 
 
 def baselines(train: np.ndarray, val: np.ndarray, vocab_size: int) -> dict[str, float]:
-    """The uniform guess and the tables of one to four tokens, in nats per token; orders too large to count are left out."""
+    """The uniform guess and the tables of one to four tokens, in nats per token, as far as they can be counted."""
     names = {1: "unigram table", 2: "bigram table", 3: "trigram table", 4: "4-gram table"}
     result = {"uniform guess": math.log(vocab_size)}
     for order, add in SMOOTHING.items():
@@ -38,7 +38,7 @@ def baselines(train: np.ndarray, val: np.ndarray, vocab_size: int) -> dict[str, 
 
 
 def _codes(tokens: np.ndarray, order: int, vocab_size: int) -> np.ndarray:
-    """One integer for each run of `order` tokens: its digits in base vocab_size. Order 0 has a single, empty context."""
+    """One integer for each run of `order` tokens: its digits in base vocab_size. Order 0 has one, empty context."""
     n = len(tokens) - order + 1
     codes = np.zeros(n, dtype=np.int64)
     for i in range(order):

@@ -97,7 +97,12 @@ def next_logits(model: LanguageModel, use_cache: bool) -> Callable[[Tensor], Ten
 
 @torch.inference_mode()
 def stream(
-    model: LanguageModel, tokens: Tensor, max_new_tokens: int, sampling: Sampling, seed: int, use_cache: bool = True
+    model: LanguageModel,
+    tokens: Tensor,
+    max_new_tokens: int,
+    sampling: Sampling,
+    seed: int,
+    use_cache: bool = True,
 ) -> Iterator[Tensor]:
     """Yield the next token of every row, (B,), up to max_new_tokens times; an equal seed gives equal tokens."""
     model.eval()

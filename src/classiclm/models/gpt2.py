@@ -1,9 +1,9 @@
 """GPT-2: "Language Models are Unsupervised Multitask Learners" (Radford et al., OpenAI 2019).
 
-What was new: nothing but size and care. GPT-1's decoder, ten times larger, trained on web pages that people had
-found worth a link, writes stories and does tasks that nobody trained it for, if only the prompt looks like the task. Four changes to
-the network (section 2.3): layer norm moves to the input of each sub-block, one more norm follows the last block, the
-weights that write into the residual stream start smaller, and the context doubles to 1,024 tokens.
+What was new: nothing but size and care. GPT-1's decoder, ten times larger, trained on web pages that people had found
+worth a link, writes stories and does tasks that nobody trained it for, if only the prompt looks like the task. Four
+changes to the network (section 2.3): layer norm moves to the input of each sub-block, one more norm follows the last
+block, the weights that write into the residual stream start smaller, and the context doubles to 1,024 tokens.
 
 Read in this order: `GPT2.forward` below, then `PreLNBlock` in nn/blocks.py, then `MultiHeadAttention` in
 nn/attention.py, with section 2.3 of the paper beside them.
@@ -114,13 +114,13 @@ DEVIATIONS = (
     Deviation(
         what="Residual projections start at 0.02 / sqrt(2 n_layers); position embeddings at 0.02",
         why="Section 2.3 asks for 1/sqrt(N) with N residual layers; the released model.py has neither the factor nor "
-        "a 0.02 for positions (it uses 0.01). The reading 'two residual layers per block' is the common one",
+        "0.02 for positions (it uses 0.01). The reading 'two residual layers per block' is the common one",
         effect="The residual stream starts with the same size at any depth",
         follows="paper",
     ),
     Deviation(
         what="Dropout is 0 in the four published sizes",
-        why="Neither the paper nor the released code says; GPT-1 used 0.1, and the paper notes that all models underfit",
+        why="Neither the paper nor the released code says; GPT-1 used 0.1, and all models still underfit (section 3)",
         effect="Right for one pass over web text; set --model.dropout 0.1 for small corpora",
         follows="official code",
     ),

@@ -1,9 +1,9 @@
 """The ladder: twelve language models from a table of character pairs to a GPT, each one idea above the one before.
 
 It follows no single paper; the road is that of Karpathy's lecture "Let's build GPT" (ng-video-lecture, 2023), and the
-rungs are those of the history: Shannon's letter pairs (1948), Bahdanau's attention (2014) as self-attention and in several
-heads (Vaswani et al. 2017), the residual connection (He et al. 2015), layer normalisation (Ba et al. 2016) behind and
-before each sub-layer, dropout (Srivastava et al. 2014), and size.
+rungs are those of the history: Shannon's letter pairs (1948), Bahdanau's attention (2014) as self-attention and in
+several heads (Vaswani et al. 2017), the residual connection (He et al. 2015), layer normalisation (Ba et al. 2016)
+behind and before each sub-layer, dropout (Srivastava et al. 2014), and size.
 
 Read the classes in their order, then `LADDER`: each entry says what changes against the entry above it, and nothing
 else does. Rung 12 has GPT-2's topology and parameter names; given GPT-2's sizes and weights it gives GPT-2's logits.
@@ -65,7 +65,7 @@ class Bigram(LanguageModel):
 
 
 class Embedded(LanguageModel):
-    """What rungs 2 to 12 share: tokens and positions become vectors, `body` lets them talk, dot products read them out."""
+    """What rungs 2 to 12 share: tokens and positions become vectors, `body` mixes them, dot products read them out."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -165,7 +165,12 @@ LADDER = (
     Rung("+ wide MLP", "Think in four times as many dimensions.", ResidualStack, {"d_ff": 256}),
     Rung("post-LN", "Normalise behind each addition, as in 2017.", PostLNStack),
     Rung("pre-LN", "Normalise what a layer reads, leave the sum alone, as in GPT-2.", PreLNStack),
-    Rung("+ dropout", "Switch off a random tenth of the activations while learning.", PreLNStack, {"dropout": 0.1}),
+    Rung(
+        "+ dropout",
+        "Switch off a random tenth of the activations while learning.",
+        PreLNStack,
+        {"dropout": 0.1},
+    ),
     Rung("deeper", "Six blocks instead of three.", PreLNStack, {"n_layers": 6}),
     Rung("scaled up", "Twice the width and context.", PreLNStack, {"d_model": 128, "d_ff": 512, "n_ctx": 128}),
 )
@@ -186,16 +191,16 @@ def build(config: Config) -> LanguageModel:
 
 PRESETS = {f"ladder-{rung}": config_of(rung) for rung in range(1, 13)}
 # With a GPU there is time for nanoGPT's size.
-PRESETS["ladder-12-gpu"] = dataclasses.replace(
-    config_of(12), d_model=384, n_heads=6, d_ff=1536, n_ctx=256, dropout=0.2
-)
+PRESETS["ladder-12-gpu"] = dataclasses.replace(config_of(12), d_model=384, n_heads=6, d_ff=1536, n_ctx=256, dropout=0.2)
 
 PAPER_PARAMS: dict[str, str] = {}  # no paper printed any
 
-# One recipe for all. A table needs larger steps: its logits have to travel far, and each entry is seen seldom.
-_RECIPE = Recipe(tokenizer="char", batch=32, steps=4000, lr=2e-3, lr_floor=0.1, warmup=100, weight_decay=0.01)
+# One recipe for all, 2,048 characters a step. A table needs a larger rate: its logits have to travel far, and each
+# entry is seen seldom.
+_RECIPE = Recipe(tokenizer="char", batch=32, steps=4000, lr=5e-3, lr_floor=0.1, warmup=100, weight_decay=0.01)
 RECIPES = dict.fromkeys(PRESETS, _RECIPE) | {
     "ladder-1": dataclasses.replace(_RECIPE, lr=1e-2),
+    "ladder-12": dataclasses.replace(_RECIPE, batch=16),  # of windows twice as long
     "ladder-12-gpu": dataclasses.replace(_RECIPE, batch=64, steps=5000, lr=1e-3, weight_decay=0.1),
 }
 

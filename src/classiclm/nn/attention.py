@@ -78,7 +78,11 @@ class MultiHeadAttention(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x: Tensor, memory: Tensor | None = None, mask: Mask | None = None, cache: LayerCache | None = None
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        mask: Mask | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:  # (B, T, D) -> (B, T, D)
         source = x if memory is None else memory
         q, k, v = self._split(self.q(x)), self._split(self.k(source)), self._split(self.v(source))

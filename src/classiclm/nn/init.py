@@ -18,7 +18,7 @@ _EMBEDDINGS = (TokenEmbedding, PositionEmbedding)
 
 
 def init_fan_in(model: nn.Module) -> None:
-    """Keeps the variance of a signal through each linear layer (LeCun et al. 1998, section 4.6): no depth is special."""
+    """Keeps a signal's variance through each linear layer (LeCun et al. 1998, section 4.6): no depth is special."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
@@ -28,7 +28,7 @@ def init_fan_in(model: nn.Module) -> None:
 
 
 def init_gpt2(model: nn.Module, n_layers: int) -> None:
-    """N(0, 0.02) (GPT-1, section 4.1), "scaled by 1/sqrt(N)" where a layer adds to the residual stream (GPT-2, section 2.3).
+    """N(0, 0.02) (GPT-1, section 4.1), scaled by 1/sqrt(N) where a layer adds to the residual stream (GPT-2, 2.3).
 
     N counts residual layers: two per block, attention and MLP.
     """

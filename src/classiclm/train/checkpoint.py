@@ -50,7 +50,7 @@ def saved_steps(run: Path) -> list[int]:
 
 def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is as its manifest says, and a line for each newer one that is not."""
-    warnings = []
+    warnings: list[str] = []
     for step in reversed(saved_steps(run)):
         folder = folder_of(run, step)
         problem = defect(folder)
@@ -63,7 +63,12 @@ def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
 def require(run: Path, which: str) -> Path:
     """The checkpoint of a run by name: "last", "best" or a step. Raises Error (exit 3) if there is no valid one."""
     if not run.is_dir():
-        raise Error(run, "is not a folder", "give the folder of a run, as in `classiclm train ... --out RUN`", BAD_INPUT)
+        raise Error(
+            run,
+            "is not a folder",
+            "give the folder of a run, as in `classiclm train ... --out RUN`",
+            BAD_INPUT,
+        )
     if which.isdecimal():
         folder = folder_of(run, int(which))
         problem = defect(folder) if folder.is_dir() else "does not exist"

@@ -10,10 +10,14 @@ import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast
 
 import torch
 
 from classiclm.errors import Error
+
+Device = Literal["cpu", "cuda", "mps"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 # A micro-batch's widest activations (tokens x d_ff, fp32) should stay in a CPU's last-level cache; one that spills is
 # slower per token than several that fit.
@@ -25,7 +29,7 @@ _GPU_SHARE = 0.5  # of the memory, for activations
 class Machine:
     """The facts that `auto` is decided by."""
 
-    device: str  # cpu, cuda or mps
+    device: Device
     name: str
     bf16: bool  # fast bf16 matrix products
     fp16: bool
@@ -36,8 +40,8 @@ class Machine:
 class Plan:
     """How a step will run, and why."""
 
-    device: str
-    precision: str
+    device: Device
+    precision: Precision
     micro_batch: int
     compile: bool
     reasons: tuple[str, ...]
@@ -50,17 +54,19 @@ def cpu_flags() -> frozenset[str]:
     if not path.is_file():
         return frozenset()
     lines = path.read_text(errors="replace").splitlines()
-    return frozenset(next((line.split(":", 1)[1] for line in lines if line.startswith(("flags", "Features"))), "").split())
+    return frozenset(
+        next((line.split(":", 1)[1] for line in lines if line.startswith(("flags", "Features"))), "").split()
+    )
 
 
-def look(device: str = "auto") -> Machine:
-    """The facts about a device; "auto" takes a CUDA GPU, else Apple's, else the CPU. Raises Error (exit 2) if absent."""
+def look(asked: str = "auto") -> Machine:
+    """The facts about a device; "auto" is a CUDA GPU, else Apple's, else the CPU. Raises Error (exit 2) if absent."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
-    if not available[device]:
+    device = next(name for name in ("cuda", "mps", "cpu") if available[name]) if asked == "auto" else asked
+    if not available.get(device):
         have = ", ".join(name for name, there in available.items() if there)
         raise Error(f"device {device}", "is not available to torch here", f"use one of: {have}")
+    device = cast(Device, device)
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         return Machine(device, properties.name, properties.major >= 8, True, properties.total_memory)
@@ -75,12 +81,12 @@ def _ram() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
 
 
-def choose_precision(asked: str, machine: Machine) -> tuple[str, str]:
+def choose_precision(asked: str, machine: Machine) -> tuple[Precision, str]:
     """The precision of matrix products, and why. Weights, sums and the optimizer stay in fp32 in any case."""
     if asked != "auto":
         if asked == "fp16" and machine.device != "cuda":
             raise Error("precision", f"fp16 needs its loss scaler, which {machine.device} lacks", "use fp32 or bf16")
-        return asked, "as asked"
+        return cast(Precision, asked), "as asked"
     if machine.bf16:
         return "bf16", f"this {machine.device.upper()} multiplies bf16 faster than fp32"
     if machine.fp16:
@@ -93,7 +99,7 @@ def choose_micro_batch(batch: int, n_ctx: int, d_ff: int, n_layers: int, vocab_s
     if machine.device == "cpu":
         bytes_per_sequence, budget = n_ctx * d_ff * 4, _CPU_CACHE_BYTES
     else:
-        # Per token about 9 d_ff-wide bf16 tensors a layer are kept for the backward pass, and the logits thrice in fp32.
+        # Per token, about 9 d_ff-wide bf16 tensors a layer are kept for the backward pass, and three fp32 logits.
         bytes_per_sequence = n_ctx * (n_layers * d_ff * 9 * 2 + vocab_size * 12)
         budget = int(machine.memory * _GPU_SHARE)
     fits = max(1, budget // bytes_per_sequence)

@@ -42,7 +42,12 @@ class ProgressLog:
         console = Console(stderr=True)
         self._bar: Progress | None = None
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[row]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[row]}"),
+            )
             self._bar = Progress(*columns, console=console, transient=True)
             self._task = self._bar.add_task(label, total=total, completed=start, row="")
 

@@ -1,9 +1,9 @@
 """A run's folder: its lock, its config, its environment and its metrics.
 
-    RUN/config.yaml     all settings but the folder itself; starts the same run again
-    RUN/env.json        versions and machine
-    RUN/metrics.jsonl   one object per logged step
-    RUN/checkpoints/    see checkpoint.py
+RUN/config.yaml     all settings but the folder itself; starts the same run again
+RUN/env.json        versions and machine
+RUN/metrics.jsonl   one object per logged step
+RUN/checkpoints/    see checkpoint.py
 """
 
 import json

@@ -1,8 +1,8 @@
 """The one training loop. It knows contracts (a model, an objective, batches by step), never a paper.
 
-Exactness by structure: the learning rate, the batch and the seed of dropout are functions of the step, so the state of a
-run is its weights, its moments and one number. On resume: read the newest valid checkpoint, cut the metrics behind its
-step, go on.
+Exactness by structure: the learning rate, the batch and the seed of dropout are functions of the step, so the state of
+a run is its weights, its moments and one number. On resume: read the newest valid checkpoint, cut the metrics behind
+its step, go on.
 """
 
 import math
@@ -96,7 +96,9 @@ class Trainer:
         """One optimizer step over all micro-batches; the row to be logged, empty if this step is not."""
         step = self.state.step
         torch.manual_seed(derive("dropout", self.config.seed, step))
-        batch = {name: tensor.to(self.plan.device, non_blocking=True) for name, tensor in self.task.batches(step).items()}
+        batch = {
+            name: tensor.to(self.plan.device, non_blocking=True) for name, tensor in self.task.batches(step).items()
+        }
         counts = self.task.objective.counts(batch)
         rate = learning_rate(step, self.config)
         logged = self._will_log(step + 1)
@@ -203,7 +205,11 @@ class Trainer:
         rows = self.metrics.cut_behind(state.step)
         self.seconds = rows[-1]["seconds"] if rows else 0.0
         finished = state.step >= self.config.steps
-        say(f"{self.run} is finished: step {state.step}" if finished else f"continuing {self.run} from step {state.step}")
+        say(
+            f"{self.run} is finished: step {state.step}"
+            if finished
+            else f"continuing {self.run} from step {state.step}"
+        )
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

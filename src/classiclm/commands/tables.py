@@ -1,0 +1,29 @@
+"""Tables on stdout, alike in all commands."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+_PLAIN_WIDTH = 140  # columns where no terminal sets the width, so that tables in files are not cut
+
+
+def console() -> Console:
+    """stdout, without colours guessed from the text."""
+    made = Console(highlight=False)
+    if not made.is_terminal:
+        made.width = _PLAIN_WIDTH
+    return made
+
+
+def table(left: Sequence[str], right: Sequence[str] = (), last: str | None = None) -> Table:
+    """An empty table: columns of words, columns of numbers, and a last column that is cut where the line ends."""
+    made = Table(box=box.SIMPLE)
+    for name in left:
+        made.add_column(name, no_wrap=True)
+    for name in right:
+        made.add_column(name, justify="right", no_wrap=True)
+    if last is not None:
+        made.add_column(last, no_wrap=True, overflow="ellipsis", ratio=1)
+    return made
