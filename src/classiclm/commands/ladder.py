@@ -89,11 +89,12 @@ def parse_rungs(text: str) -> list[int]:
     """ "1-3,12" -> [1, 2, 3, 12]. Raises Error (exit 2)."""
     rungs: set[int] = set()
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal():
+        first, dash, last = part.partition("-")
+        bounds = (first, last) if dash else (first, first)
+        if not all(bound.isdecimal() for bound in bounds) or int(bounds[0]) > int(bounds[1]):
             raise Error("rungs", f"{text!r} is no list of rungs", "write it as in 1-12, 3, or 6,8-10")
-        rungs |= set(range(int(first), int(last or first) + 1))
-    if not rungs or not rungs <= set(range(1, 13)):
+        rungs |= set(range(int(bounds[0]), int(bounds[1]) + 1))
+    if not rungs <= set(range(1, 13)):
         raise Error("rungs", f"{text!r} leaves the ladder", "choose from 1 to 12")
     return sorted(rungs)
 

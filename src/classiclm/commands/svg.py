@@ -88,6 +88,8 @@ class Series:
 
 @dataclass(frozen=True)
 class Bar:
+    """One bar: its label, its length in the units of the axis, and a CSS class."""
+
     label: str
     value: float
     style: str = ""
@@ -129,10 +131,12 @@ def number(value: float) -> str:
 
 
 def text(x: float, y: float, content: object, **attributes: object) -> str:
+    """Words at a point."""
     return element("text", escape(content), x=x, y=y, **attributes)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, **attributes: object) -> str:
+    """A straight line."""
     return element("line", x1=x1, y1=y1, x2=x2, y2=y2, **attributes)
 
 

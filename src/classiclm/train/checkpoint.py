@@ -131,9 +131,10 @@ def load_moments(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Op
     tensors = load_tensors((folder / "optimizer.safetensors").read_bytes())
     for name, parameter in model.named_parameters():
         optimizer.state[parameter] = {
-            "step": tensors["step"].to(parameter.device),
-            "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
-            "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
+            # Copies: AdamW counts up each parameter's own "step" in place, so they must not be one tensor.
+            "step": tensors["step"].to(parameter.device, copy=True),
+            "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device, copy=True),
+            "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device, copy=True),
         }
 
 

@@ -30,11 +30,11 @@ def locked(run: Path) -> Iterator[None]:
     """Hold the run's lock; what a killed writer left is swept. Raises Error (exit 4) if another process holds it."""
     make_folder(run)
     lock = filelock.FileLock(run / ".lock")
-    try:
-        with writing(run):
+    with writing(run):
+        try:
             lock.acquire(timeout=0)
-    except filelock.Timeout as e:
-        raise Error(run, "is in use by another process", "wait for it, or choose another --out", RESOURCE) from e
+        except filelock.Timeout as e:
+            raise Error(run, "is in use by another process", "wait for it, or choose another --out", RESOURCE) from e
     try:
         sweep(run)
         sweep(run / "checkpoints")

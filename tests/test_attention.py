@@ -1,0 +1,154 @@
+"""The two attention paths are one function; masks and caches do what they say. Oracles: torch.nn, and loops."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from classiclm.nn.attention import MultiHeadAttention, attend_fused, attend_written, choose_path, set_attention_path
+from classiclm.nn.cache import KVCache, LayerCache
+from classiclm.nn.dropout import Dropout
+from classiclm.nn.mask import Mask
+
+NO_DROPOUT = Dropout(0.0).eval()
+
+
+def keep(rows: list[list[int]]) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.bool)
+
+
+MASKS = {
+    "none": Mask(),
+    "causal": Mask(causal=True),
+    "padding": Mask(keep=keep([[1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0, 0]])),
+    "causal and padding": Mask(causal=True, keep=keep([[1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0, 0]])),
+    "banded": Mask(causal=True, window=3),
+    "banded and padding": Mask(causal=True, window=3, keep=keep([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0]])),
+}
+
+
+def attend_with_loops(q, k, v, mask):
+    """Equation 1, one query at a time."""
+    B, H, T, K = q.shape
+    S = k.shape[2]
+    out = torch.zeros(B, H, T, K, dtype=q.dtype)
+    for b in range(B):
+        for h in range(H):
+            for t in range(T):
+                position = S - T + t
+                keys = [
+                    s
+                    for s in range(S)
+                    if (not mask.causal or s <= position)
+                    and (mask.window is None or s > position - mask.window)
+                    and (mask.keep is None or bool(mask.keep[b, s]))
+                ]
+                scores = torch.stack([q[b, h, t] @ k[b, h, s] / math.sqrt(K) for s in keys])
+                for weight, s in zip(scores.softmax(0), keys, strict=True):
+                    out[b, h, t] += weight * v[b, h, s]
+    return out
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("n_queries", [7, 3, 1])
+def test_both_paths_equal_the_loops_and_each_other_in_values_and_gradients(name, n_queries):
+    """Fewer queries than keys is what a cache leads to."""
+    torch.manual_seed(1)
+    q = torch.randn(2, 2, n_queries, 5, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(2, 2, 7, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    written = attend_written(q, k, v, MASKS[name], NO_DROPOUT)
+    fused = attend_fused(q, k, v, MASKS[name], NO_DROPOUT)
+    torch.testing.assert_close(written, attend_with_loops(q, k, v, MASKS[name]))
+    torch.testing.assert_close(written, fused)
+    upstream = torch.randn_like(written)
+    for a, b in zip(
+        torch.autograd.grad(written, (q, k, v), upstream), torch.autograd.grad(fused, (q, k, v), upstream), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("path", ["written", "fused"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_multi_head_attention_equals_torch_nn(path, causal):
+    torch.manual_seed(2)
+    ours, theirs = MultiHeadAttention(24, 4), nn.MultiheadAttention(24, 4, batch_first=True)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(std=0.3)
+        for i, layer in enumerate((ours.q, ours.k, ours.v)):
+            layer.weight.copy_(theirs.in_proj_weight[24 * i : 24 * (i + 1)])
+            layer.bias.copy_(theirs.in_proj_bias[24 * i : 24 * (i + 1)])
+        ours.o.load_state_dict(theirs.out_proj.state_dict())
+    set_attention_path(ours, path)
+    x, memory = torch.randn(3, 6, 24), torch.randn(3, 6, 24)
+    forbidden = torch.ones(6, 6, dtype=torch.bool).triu(1) if causal else None
+    for source in (None, memory):
+        other = x if source is None else source
+        expected, _ = theirs(x, other, other, attn_mask=forbidden)
+        torch.testing.assert_close(ours(x, memory=source, mask=Mask(causal=causal)), expected, rtol=1e-4, atol=1e-5)
+
+
+@given(st.data())
+@settings(max_examples=50, deadline=None)
+def test_no_position_sees_ahead_or_beyond_the_band(data):
+    n_queries = data.draw(st.integers(1, 12))
+    n_keys = n_queries + data.draw(st.integers(0, 8))
+    window = data.draw(st.integers(1, 24))
+    allowed = Mask(causal=True, window=window).matrix(n_queries, n_keys, torch.device("cpu"))
+    for t in range(n_queries):
+        position = n_keys - n_queries + t
+        seen = {s for s in range(n_keys) if allowed[t, s]}
+        assert seen == {s for s in range(n_keys) if position - window < s <= position}
+
+
+def test_a_plain_causal_mask_stays_symbolic():
+    assert Mask(causal=True).only_causal(5, 5)
+    assert not Mask(causal=True).only_causal(2, 5)  # queries at the end of a cache
+    assert not Mask(causal=True, window=2).only_causal(5, 5)
+    assert Mask(causal=True).matrix(1, 9, torch.device("cpu")) is None
+    assert Mask().matrix(4, 9, torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("path", ["written", "fused"])
+@pytest.mark.parametrize("window", [None, 3])
+def test_reading_through_a_cache_in_pieces_equals_reading_at_once(path, window):
+    torch.manual_seed(3)
+    attention = MultiHeadAttention(16, 2).double()
+    set_attention_path(attention, path)
+    x, mask, cache = torch.randn(2, 9, 16, dtype=torch.float64), Mask(causal=True, window=window), LayerCache(9)
+    parts = [attention(x[:, a:b], mask=mask, cache=cache) for a, b in ((0, 4), (4, 5), (5, 9))]
+    torch.testing.assert_close(torch.cat(parts, dim=1), attention(x, mask=mask))
+
+
+def test_a_cache_refuses_more_than_it_holds_and_forgets_when_cleared():
+    cache = KVCache(n_layers=1, n_ctx=4)
+    kv = torch.randn(1, 1, 3, 2)
+    cache.layers[0].append(kv, kv)
+    with pytest.raises(ValueError, match="holds 4"):
+        cache.layers[0].append(kv, kv)
+    assert cache.length == 3
+    cache.clear()
+    assert cache.length == 0
+    assert cache.layers[0].append(kv, kv)[0].shape == (1, 1, 3, 2)
+
+
+def test_the_rule_of_auto_and_its_switch():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert choose_path(cpu, 128, dropping=False) == "written"
+    assert choose_path(cpu, 2048, dropping=False) == "fused"
+    assert choose_path(cpu, 2048, dropping=True) == "written"
+    assert choose_path(gpu, 128, dropping=True) == "fused"
+    with pytest.raises(ValueError, match="fast"):
+        set_attention_path(MultiHeadAttention(8, 2), "fast")
+
+
+def test_weights_are_dropped_and_the_mean_is_kept():
+    torch.manual_seed(4)
+    v = torch.ones(1, 1, 200, 1)
+    q = k = torch.zeros(1, 1, 200, 1)
+    out = attend_written(q, k, v, Mask(), Dropout(0.5).train())
+    assert out.std() > 0.02
+    assert abs(out.mean() - 1) < 0.02
