@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from classiclm.nn.blocks import PlainBlock, PostLNBlock, PreLNBlock, ResidualBlock
-from classiclm.nn.dropout import Dropout, keep_mask
+from classiclm.nn.dropout import Dropout, scaled_mask
 from classiclm.nn.embedding import PositionEmbedding, TokenEmbedding
 from classiclm.nn.init import init_fan_in, init_gpt2
 from classiclm.nn.mask import Mask
@@ -49,10 +49,9 @@ def test_dropout_does_nothing_in_evaluation_or_with_p_0():
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 4097])
 def test_masks_of_any_size_have_their_shape(n):
-    mask, probability = keep_mask(torch.Size((n,)), 0.25, torch.device("cpu"))
+    mask = scaled_mask(torch.Size((n,)), 0.25, torch.float32, torch.device("cpu"))
     assert mask.shape == (n,)
-    assert mask.dtype == torch.bool
-    assert probability == 0.75
+    assert set(mask.tolist()) <= {0.0, torch.tensor(4 / 3).item()}
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -99,9 +98,7 @@ def test_the_post_ln_block_equals_torchs_encoder_layer_and_the_pre_ln_block_its_
         ours.ln1.load_state_dict(theirs.norm1.state_dict())
         ours.ln2.load_state_dict(theirs.norm2.state_dict())
         x, forbidden = torch.randn(3, 7, 16), torch.ones(7, 7, dtype=torch.bool).triu(1)
-        torch.testing.assert_close(
-            ours(x, mask=Mask(causal=True)), theirs(x, src_mask=forbidden), rtol=1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(ours(x, mask=Mask(causal=True)), theirs(x, src_mask=forbidden), rtol=1e-4, atol=1e-4)
 
 
 def test_residuals_are_what_tells_the_residual_block_from_the_plain_one():

@@ -38,7 +38,14 @@ def config(text_file):
     data = Data(str(text_file))
     every = {"log_every": 3, "eval_every": 10, "save_every": 7}
     return TrainConfig(
-        **recipe, **every, preset="gpt2-shakespeare-cpu", data=data, device="cpu", micro_batch=2, eval_windows=5, model=MODEL
+        **recipe,
+        **every,
+        preset="gpt2-shakespeare-cpu",
+        data=data,
+        device="cpu",
+        micro_batch=2,
+        eval_windows=5,
+        model=MODEL,
     )
 
 
@@ -162,7 +169,9 @@ def test_the_saved_config_is_the_whole_config(config, tmp_path):
     assert trainer.config.model.vocab_size == len(set(config.data.name and open(config.data.name).read()))
 
 
-@pytest.mark.parametrize("change", [{"lr": 2e-2}, {"batch": 12}, {"seed": 1}, {"model": Config(n_layers=1, d_model=16, n_heads=2)}])
+@pytest.mark.parametrize(
+    "change", [{"lr": 2e-2}, {"batch": 12}, {"seed": 1}, {"model": Config(n_layers=1, d_model=16, n_heads=2)}]
+)
 def test_a_run_of_another_config_is_refused_with_the_difference(config, tmp_path, change):
     make_trainer(tmp_path, dataclasses.replace(config, steps=2)).fit()
     with pytest.raises(Error, match=next(iter(change))) as e:
@@ -207,7 +216,9 @@ def test_without_any_valid_checkpoint_nothing_is_overwritten(config, tmp_path):
 
 
 def test_the_newest_and_the_best_checkpoints_are_kept(config, tmp_path):
-    config = dataclasses.replace(config, keep=2, save_every=4, lr=0.03, lr_floor=0.99, warmup=0, steps=90, eval_every=3, eval_windows="all")
+    config = dataclasses.replace(
+        config, keep=2, save_every=4, lr=0.3, lr_floor=0.99, warmup=0, steps=90, eval_every=3, eval_windows="all"
+    )
     make_trainer(tmp_path, config).fit()
     best = checkpoint.read_state(checkpoint.newest_valid(tmp_path)[0]).best
     steps = checkpoint.saved_steps(tmp_path)

@@ -167,9 +167,9 @@ LADDER = (
     Rung("pre-LN", "Normalise what a layer reads, leave the sum alone, as in GPT-2.", PreLNStack),
     Rung(
         "+ dropout",
-        "Switch off a random tenth of the activations while learning.",
+        "Switch off a random twentieth of the activations while learning.",
         PreLNStack,
-        {"dropout": 0.1},
+        {"dropout": 0.05},
     ),
     Rung("deeper", "Six blocks instead of three.", PreLNStack, {"n_layers": 6}),
     Rung("scaled up", "Twice the width and context.", PreLNStack, {"d_model": 128, "d_ff": 512, "n_ctx": 128}),

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 _LEVELS = 1 << 16  # a 16-bit slice is uniform over this many values
 
 
-def keep_mask(shape: torch.Size, p: float, device: torch.device) -> tuple[Tensor, float]:
-    """A boolean mask that is False with probability p (rounded to 1/65,536), and the exact probability of True.
+def scaled_mask(shape: torch.Size, p: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers that are 0 with probability p (rounded to 1/65,536), else 1 over the exact probability of being kept.
 
     Draws from torch's default generator of the device, so seeding works as everywhere else.
     """
@@ -21,13 +21,15 @@ def keep_mask(shape: torch.Size, p: float, device: torch.device) -> tuple[Tensor
     words = torch.empty((n + 3) // 4, dtype=torch.int64, device=device)
     words.random_(-(2**63), None)  # all 64 bits
     slices = words.view(torch.int16)[:n].view(shape)  # uniform over [-32768, 32767]
-    return slices >= drop_levels - _LEVELS // 2, 1 - drop_levels / _LEVELS
+    # Compared straight into `dtype`: turning booleans into floats would take longer than drawing the bits.
+    mask = torch.ge(slices, drop_levels - _LEVELS // 2, out=torch.empty(shape, dtype=dtype, device=device))
+    return mask.mul_(_LEVELS / (_LEVELS - drop_levels))
 
 
 class Dropout(nn.Module):
     """Srivastava et al. 2014, "inverted": kept activations are divided by the probability of being kept.
 
-    On a CPU the mask is made by `keep_mask`; elsewhere torch's fused kernel is faster.
+    On a CPU the mask is made by `scaled_mask`; elsewhere torch's fused kernel is faster.
     """
 
     def __init__(self, p: float):
@@ -39,8 +41,7 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.p)
-        keep, probability = keep_mask(x.shape, self.p, x.device)
-        return x * keep.to(x.dtype).mul_(1 / probability)
+        return x * scaled_mask(x.shape, self.p, x.dtype, x.device)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
