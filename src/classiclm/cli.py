@@ -78,7 +78,7 @@ def _dispatch(argv: list[str]) -> int:
 
 def _sentence(e: Exception) -> str:
     if isinstance(e, Error):
-        return str(e)
+        return " ".join(str(e).splitlines())
     if _out_of_memory(e):
         return "memory: this machine ran out of it. Fix: use a smaller --micro_batch or model."
     text = " ".join(f"{type(e).__name__}: {e}".split())
@@ -86,4 +86,5 @@ def _sentence(e: Exception) -> str:
 
 
 def _out_of_memory(e: Exception) -> bool:
-    return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"
+    torchs = type(e).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(e)  # a GPU's and the CPU's
+    return isinstance(e, MemoryError) or torchs

@@ -21,15 +21,23 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from classiclm.errors import BAD_INPUT, Error, did_you_mean
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]  # a share that is never the whole
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):  # to Python, and so to pydantic, true is the number 1
+        raise ValueError("input should be a number")
+    return value
+
+
+_Number = BeforeValidator(_no_truth_value)
+Positive = Annotated[int, _Number, Field(gt=0, lt=2**63)]
+NonNegative = Annotated[int, _Number, Field(ge=0, lt=2**63)]
+Rate = Annotated[float, _Number, Field(ge=0, lt=1, allow_inf_nan=False)]  # a share that is never the whole
+PositiveFloat = Annotated[float, _Number, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, _Number, Field(ge=0, allow_inf_nan=False)]
 
 
 class Positional:
@@ -71,7 +79,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise Error(path, e.strerror or "cannot be read", "give the path of a YAML file", BAD_INPUT) from e
     except UnicodeDecodeError as e:
         raise Error(path, "is not UTF-8 text", "give the path of a YAML file", BAD_INPUT) from e
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: a date like 2001-99-99
         why = "is not valid YAML: " + " ".join(str(e).split())
         raise Error(path, why, "correct the line it names", BAD_INPUT) from e
     if tree is None:
@@ -165,17 +173,16 @@ class _Parser(argparse.ArgumentParser):
         raise Error(self.prog, message, f"see `{self.prog} --help`")
 
 
-def parse_flags(schema: type, argv: Sequence[str], prog: str, lenient: bool = False) -> dict[str, Any]:
+def parse_flags(schema: type, argv: Sequence[str], prog: str) -> dict[str, Any]:
     """The nested mapping of those values that argv gives; `--help` prints the schema and exits.
 
-    lenient: pass over flags that the schema does not know (a first look, before the full schema is known).
     Raises Error (exit 2) for an unknown flag, with the nearest known one.
     """
     description = (inspect.getdoc(schema) or "").split("\n\n")[0]
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False, add_help=not lenient)
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
     _add_flags(parser, schema, "")
     known, rest = parser.parse_known_args(list(argv))
-    if rest and not lenient:
+    if rest:
         _complain(rest[0], parser, prog)
     tree: dict[str, Any] = {}
     for dotted, value in vars(known).items():
@@ -183,7 +190,7 @@ def parse_flags(schema: type, argv: Sequence[str], prog: str, lenient: bool = Fa
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = None if value == "null" else value
+        node[leaf] = value
     return tree
 
 
@@ -223,10 +230,16 @@ def _add_flag(parser: argparse.ArgumentParser, field: Any, hint: Any, name: str,
         many = typing.get_origin(typing.get_args(hint)[0]) in (tuple, list)
         nargs = "+" if many else "?" if has_default else None
         parser.add_argument(name, nargs=nargs, default=argparse.SUPPRESS, help=shown, metavar=field.name.upper())
-    elif hint is bool:
+    elif hint is bool and field.default is False:  # a switch; one that is on by default takes true or false
         parser.add_argument(f"--{name}", dest=name, action="store_true", default=argparse.SUPPRESS, help=shown)
     else:
-        parser.add_argument(f"--{name}", dest=name, help=shown, **_value_of(field))
+        allowed = typing.get_args(hint)
+        convert = _null_or_text if type(None) in allowed and str not in allowed else str
+        parser.add_argument(f"--{name}", dest=name, help=shown, type=convert, **_value_of(field))
+
+
+def _null_or_text(text: str) -> str | None:
+    return None if text == "null" else text
 
 
 def field_comments(schema: type) -> dict[str, str]:

@@ -98,7 +98,7 @@ def defect(path: Path, sums: bool = True) -> str | None:
             whole = file.stat().st_size == expected["size"]
             if not whole or (sums and sha256_of_file(file) != expected["sha256"]):
                 return f"has a damaged {name}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"has no readable {MANIFEST}"
     return None
 

@@ -3,6 +3,7 @@
 The registry is the folder models/: each module with PRESETS is a family. Adding a paper is adding a file.
 """
 
+import dataclasses
 import importlib
 import pkgutil
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 import classiclm.models
-from classiclm.config import Recipe, validate
+from classiclm.config import Recipe, fields_of, validate
 from classiclm.data.tokenizers import Tokenizer, from_json
 from classiclm.errors import Error, did_you_mean
 from classiclm.nn.base import LanguageModel
@@ -56,6 +57,16 @@ def presets() -> dict[str, Preset]:
         for module in families().values()
         for name, config in module.PRESETS.items()
     }
+
+
+def any_config() -> type:
+    """A schema with the sizes of every family: which flags there are, before it is known which family is meant."""
+    known = {
+        field.name: (field.name, fields_of(module.Config)[field.name], dataclasses.field(default=field.default))
+        for module in families().values()
+        for field in dataclasses.fields(module.Config)
+    }
+    return dataclasses.make_dataclass("Config", known.values(), frozen=True, kw_only=True)
 
 
 def preset(name: str) -> Preset:

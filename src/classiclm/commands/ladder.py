@@ -28,6 +28,7 @@ from classiclm.generate.sample import generate
 from classiclm.models.ladder import LADDER, Config, Embedded, PlainStack
 from classiclm.nn.base import LanguageModel
 from classiclm.train import machine
+from classiclm.train.progress import say
 from classiclm.train.settings import TrainConfig
 from classiclm.train.trainer import Trainer
 
@@ -68,20 +69,22 @@ def climb(flags: LadderFlags) -> int:
 
     Finished rungs are taken as they are, so the same command goes on where it was stopped.
     """
-    out = make_folder(Path(flags.out))
+    rungs = parse_rungs(flags.rungs)
     data = prepare_text(flags.data, "char")
+    out = make_folder(Path(flags.out))
     rows: list[dict[str, Any]] = []
-    for rung in parse_rungs(flags.rungs):
+    for rung in rungs:
         trainer = _trainer(out, rung, flags, data)
         result = trainer.fit()
         if result.signal is not None:
+            say(f"stopped by signal {result.signal}, saved; the same command goes on from there")
             return 128 + result.signal
         rows.append(_row(rung, trainer, data.tokenizer))
         write_file(out / "ladder.json", json.dumps(rows, indent=1).encode())
-    references = _references(flags.data, data)
+    bars = references(flags.data, data)
     settings = f"budget {flags.budget}, seed {flags.seed}, {trainer.plan.reasons[0]}, {trainer.plan.precision}"
-    write_file(out / "report.html", render(rows, references, flags.data.name, settings).encode())
-    _print_results(rows, references, out)
+    write_file(out / "report.html", render(rows, bars, flags.data.name, settings).encode())
+    _print_results(rows, bars, out)
     return 0
 
 
@@ -93,9 +96,9 @@ def parse_rungs(text: str) -> list[int]:
         bounds = (first, last) if dash else (first, first)
         if not all(bound.isdecimal() for bound in bounds) or int(bounds[0]) > int(bounds[1]):
             raise Error("rungs", f"{text!r} is no list of rungs", "write it as in 1-12, 3, or 6,8-10")
+        if int(bounds[0]) < 1 or int(bounds[1]) > 12:
+            raise Error("rungs", f"{text!r} leaves the ladder", "choose from 1 to 12")
         rungs |= set(range(int(bounds[0]), int(bounds[1]) + 1))
-    if not rungs <= set(range(1, 13)):
-        raise Error("rungs", f"{text!r} leaves the ladder", "choose from 1 to 12")
     return sorted(rungs)
 
 
@@ -169,13 +172,14 @@ def _topology(model: type[LanguageModel]) -> str:
     return "attention" if issubclass(model, Embedded) else "none"
 
 
-def _references(corpus: Data, data: TextData) -> dict[str, float]:
-    references = baselines(data.train.tokens, data.val.tokens, data.tokenizer.vocab_size)
+def references(corpus: Data, data: TextData) -> dict[str, float]:
+    """What to hold the rungs against, in nats per character: exact n-gram tables, and the floor where it is known."""
+    tables = baselines(data.train.tokens, data.val.tokens, data.tokenizer.vocab_size)
     floor = entropy_floor(corpus.name)
-    return references if floor is None else {**references, "entropy of the grammar": floor}
+    return tables if floor is None else {**tables, "entropy of the grammar": floor}
 
 
-def _print_results(rows: list[dict[str, Any]], references: dict[str, float], out: Path) -> None:
+def _print_results(rows: list[dict[str, Any]], bars: dict[str, float], out: Path) -> None:
     made = table(["rung", "idea"], ["parameters", "val loss", "bits/char", "seconds"], last="a line of its own")
     for row in rows:
         numbers = (
@@ -189,8 +193,8 @@ def _print_results(rows: list[dict[str, Any]], references: dict[str, float], out
         made.add_row(str(row["rung"]), row["name"], *numbers, Text(line))
     screen = console()
     screen.print(made)
-    bars = ", ".join(f"{name} {value:.3f}" for name, value in references.items())
-    screen.print(f"nats per character on the whole validation split; for comparison: {bars}\n")
+    known = ", ".join(f"{name} {value:.3f}" for name, value in bars.items())
+    screen.print(f"nats per character on the whole validation split; for comparison: {known}\n")
     screen.print(f"rung {rows[-1]['rung']} writes:\n\n{rows[-1]['sample']}\n", markup=False)
     screen.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
 

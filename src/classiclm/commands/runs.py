@@ -25,7 +25,8 @@ DEFAULT_PRESET = "gpt2-shakespeare-cpu"
 
 def resolve(schema: type, argv: Sequence[str], prog: str) -> Any:
     """Preset < YAML file < flags -> a checked config of the schema, its `model` typed by the preset's family."""
-    first = parse_flags(schema, argv, prog, lenient=True)
+    looked = [argument for argument in argv if argument not in ("-h", "--help")]
+    first = parse_flags(with_model(schema, registry.any_config()), looked, prog)
     path = first.get("config")
     from_file = load_yaml(Path(path)) if path else {}
     name = first.get("preset") or from_file.get("preset") or DEFAULT_PRESET
@@ -73,7 +74,7 @@ def _with_vocabulary(config: TrainConfig, data: TextData) -> TrainConfig:
 def check_vocabulary(given: dict[str, Any], data: TextData) -> None:
     """A vocabulary size that was asked for has to be the tokenizer's. Raises Error (exit 2)."""
     asked, true = given.get("model", {}).get("vocab_size"), data.tokenizer.vocab_size
-    if asked is not None and int(asked) != true:
+    if asked is not None and int(float(asked)) != true:
         why = f"{asked} was asked for, and the tokenizer has {true} tokens"
         raise Error("model.vocab_size", why, "leave it out; it always comes from the tokenizer")
 

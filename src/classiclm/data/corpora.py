@@ -5,7 +5,9 @@ A string with a separator in it is a path (a text file, or a folder of .txt and 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from classiclm.config import Rate
 from classiclm.data import plays
@@ -30,7 +32,7 @@ class Data:
     SHORTHAND: ClassVar[str] = "name"
 
     name: str = "shakespeare"  # a named corpus (shakespeare, plays), a text file or a folder of texts
-    val_share: Rate = 0.1  # the last part of the text, kept for validation
+    val_share: Annotated[Rate, Field(gt=0)] = 0.1  # the last part of the text, kept for validation
     errors: Literal["strict", "replace"] = "strict"  # what to do with bytes that are not UTF-8
 
 

@@ -1,7 +1,7 @@
 """Where a published file is: under $CLASSICLM_DATA, in the cache, or fetched once into the cache and verified."""
 
+import http.client
 import os
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,7 @@ def _download(file: Download) -> Path:
     try:
         with urllib.request.urlopen(file.url, timeout=_TIMEOUT) as response:
             data = response.read()
-    except (urllib.error.URLError, OSError) as e:
+    except (OSError, http.client.HTTPException) as e:
         reason = getattr(e, "reason", e)
         raise Error(file.place, f"is not on this machine and cannot be downloaded ({reason})", fix, BAD_INPUT) from e
     if sha256(data) != file.sha256:

@@ -44,17 +44,21 @@ def prepare_text(data: Data, tokenizer: str | Tokenizer) -> TextData:
     The cut is at a character: the first 1 - val_share of the text is for training. Raises Error (exit 3) if there is
     too little text to fill both.
     """
-    documents = read_documents(data)
+    documents = [text for text in read_documents(data) if text]
     n_chars = sum(map(len, documents))
     train, val = _cut(documents, int(n_chars * (1 - data.val_share)))
-    if min(sum(map(len, train)), sum(map(len, val))) < 2:
-        raise Error(data.name, f"has only {n_chars} characters", "give more text", BAD_INPUT)
+    too_short = Error(data.name, f"has only {n_chars} characters", "give more text", BAD_INPUT)
+    if not train or not val:
+        raise too_short
     if isinstance(tokenizer, str):
         # An alphabet is no parameter to be fitted: the validation text's characters belong to it, as in every
         # published character-level result, or that text could not be encoded at all.
         source = documents if tokenizer == "char" else train
         tokenizer = make_tokenizer(tokenizer, _DOCUMENT_BREAK.join(source))
-    return TextData(data.name, tokenizer, _encode(train, tokenizer), _encode(val, tokenizer))
+    splits = [_encode(part, tokenizer) for part in (train, val)]
+    if min(split.n_bytes for split in splits) < 1:  # nothing to predict
+        raise too_short
+    return TextData(data.name, tokenizer, *splits)
 
 
 def _cut(documents: list[str], position: int) -> tuple[list[str], list[str]]:

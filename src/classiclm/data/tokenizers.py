@@ -6,6 +6,7 @@ tokens (section 2.2), learnt from the training text. `gpt2` is the published one
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,9 @@ from classiclm.data.locate import Download, locate
 from classiclm.errors import BAD_INPUT, Error
 
 END_OF_TEXT = "<|endoftext|>"
+_MAX_VOCAB = 1_000_000
 _PIECE = 1 << 20  # characters encoded at a time, so that memory does not grow with the text
+_LINE_START = re.compile(r"\S\n(?=\S)")
 
 GPT2_FILES = (
     Download(
@@ -115,8 +118,9 @@ class ByteBPE(Tokenizer):
     @classmethod
     def train(cls, text: str, vocab_size: int) -> "ByteBPE":
         """Merge the most frequent pairs of the text until there are vocab_size tokens (256 bytes and one special)."""
-        if vocab_size < 257:
-            raise Error(f"bpe-{vocab_size}", "is too small: 256 bytes and one special token", "use bpe-512 or more")
+        if not 257 <= vocab_size <= _MAX_VOCAB:
+            why = f"should have from 257 (256 bytes and one special token) to {_MAX_VOCAB:,} tokens"
+            raise Error(f"bpe-{vocab_size}", why, "use bpe-512, or another number in between")
         tokenizer = _byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -131,10 +135,14 @@ class ByteBPE(Tokenizer):
     def published_gpt2(cls) -> "ByteBPE":
         """The 50,257 tokens of GPT-2, from OpenAI's two files."""
         vocab_file, merges_file = (locate(file) for file in GPT2_FILES)
-        vocab = json.loads(vocab_file.read_bytes())
-        lines = merges_file.read_text(encoding="utf-8").splitlines()[1:]  # the first line is "#version: 0.2"
-        merges = [(a, b) for a, b in (line.split(" ") for line in lines if line)]
-        tokenizer = _byte_level(models.BPE(vocab=vocab, merges=merges))
+        try:
+            vocab = json.loads(vocab_file.read_bytes())
+            lines = merges_file.read_text(encoding="utf-8").splitlines()[1:]  # the first line is "#version: 0.2"
+            merges = [(a, b) for a, b in (line.split(" ") for line in lines if line)]
+            tokenizer = _byte_level(models.BPE(vocab=vocab, merges=merges))
+        except Exception as e:  # the library raises plain Exception for merges that do not fit
+            why = f"and {merges_file.name} are not GPT-2's vocabulary ({e})"
+            raise Error(vocab_file, why, "restore both files as OpenAI published them", BAD_INPUT) from e
         tokenizer.add_special_tokens([END_OF_TEXT])
         return cls(tokenizer)
 
@@ -160,14 +168,17 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
 
 
 def _pieces(text: str) -> list[str]:
-    """Cut before a line's first word, where GPT-2's pattern always cuts too; one piece if there is no such place."""
+    """Cut behind a single line break between words, where GPT-2's pattern always cuts too; one piece if there is none.
+
+    (In a run of white space it cuts before the last character, which it finds by what follows.)
+    """
     pieces, start = [], 0
     while len(text) - start > _PIECE:
-        cut = start + _PIECE
-        while cut < len(text) and not (text[cut - 1] == "\n" and not text[cut].isspace()):
-            cut += 1
-        pieces.append(text[start:cut])
-        start = cut
+        place = _LINE_START.search(text, start + _PIECE - 2)
+        if place is None:
+            break
+        pieces.append(text[start : place.end()])
+        start = place.end()
     return [*pieces, text[start:]]
 
 
@@ -197,7 +208,11 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
     if not path.is_file():
         fix = "use char, bpe-N (say bpe-512), gpt2, or the path of a tokenizer.json"
         raise Error(name_or_path, "is no known tokenizer and no file", fix, _code_for(name_or_path))
-    return from_json(path.read_text(encoding="utf-8"), path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise Error(path, f"cannot be read ({e})", "name a tokenizer.json written by classiclm", BAD_INPUT) from e
+    return from_json(text, path)
 
 
 def make_tokenizer(name_or_path: str, training_text: str) -> Tokenizer:

@@ -32,7 +32,7 @@ def baselines(train: np.ndarray, val: np.ndarray, vocab_size: int) -> dict[str, 
     names = {1: "unigram table", 2: "bigram table", 3: "trigram table", 4: "4-gram table"}
     result = {"uniform guess": math.log(vocab_size)}
     for order, add in SMOOTHING.items():
-        if vocab_size**order < 2**63:
+        if vocab_size**order < 2**63 and min(len(train), len(val)) >= order:
             result[names[order]] = ngram_loss(train, val, order, vocab_size, add)
     return result
 

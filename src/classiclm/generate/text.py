@@ -22,16 +22,16 @@ def pieces(
             break
         waiting.append(token)
         text = decode(waiting)
-        if text.endswith(_UNFINISHED) and len(waiting) < 4:  # no character has more than four bytes
+        if text.endswith(_UNFINISHED):
             continue
         held, waiting = held + text, []
         if stop and stop in held:
-            yield held[: held.index(stop)]
-            return
+            break
         certain = len(held) - _overlap(held, stop)
         yield held[:certain]
         held = held[certain:]
-    yield held + decode(waiting)
+    rest = held + decode(waiting)
+    yield rest.partition(stop)[0] if stop else rest
 
 
 def _overlap(text: str, stop: str | None) -> int:

@@ -1,6 +1,6 @@
 """GPT-2: "Language Models are Unsupervised Multitask Learners" (Radford et al., OpenAI 2019).
 
-What was new: nothing but size and care. GPT-1's decoder, ten times larger, trained on web pages that people had found
+What was new: nothing but size and care. GPT-1's decoder, up to thirteen times larger, trained on web pages that people had found
 worth a link, writes stories and does tasks that nobody trained it for, if only the prompt looks like the task. Four
 changes to the network (section 2.3): layer norm moves to the input of each sub-block, one more norm follows the last
 block, the weights that write into the residual stream start smaller, and the context doubles to 1,024 tokens.
@@ -70,9 +70,9 @@ RECIPES = {
     "gpt2-355m": dataclasses.replace(_WEB, lr=3e-4),
     "gpt2-774m": dataclasses.replace(_WEB, lr=2.5e-4),
     "gpt2-1558m": dataclasses.replace(_WEB, lr=2e-4),
-    # 2,000 steps, under a minute on two CPU cores: validation loss 1.88 in nanoGPT's README.
+    # Under a minute on two CPU cores. nanoGPT's README has 1.88, from sampled batches.
     "gpt2-shakespeare-cpu": dataclasses.replace(_SHAKESPEARE, batch=12, steps=2000),
-    # 5,000 steps, three minutes on an A100: best validation loss 1.4697 in nanoGPT's README.
+    # nanoGPT's README: three minutes on an A100, best validation loss 1.4697.
     "gpt2-shakespeare": _SHAKESPEARE,
 }
 
@@ -112,8 +112,8 @@ build = GPT2
 
 DEVIATIONS = (
     Deviation(
-        what="Residual projections start at 0.02 / sqrt(2 n_layers); position embeddings at 0.02",
-        why="Section 2.3 asks for 1/sqrt(N) with N residual layers; the released model.py has neither the factor nor "
+        what="Residual projections start at 0.02 / √(2 n_layers); position embeddings at 0.02",
+        why="Section 2.3 asks for 1/√N with N residual layers; the released model.py has neither the factor nor "
         "0.02 for positions (it uses 0.01). The reading 'two residual layers per block' is the common one",
         effect="The residual stream starts with the same size at any depth",
         follows="paper",
@@ -122,7 +122,7 @@ DEVIATIONS = (
         what="Dropout is 0 in the four published sizes",
         why="Neither the paper nor the released code says; GPT-1 used 0.1, and all models still underfit (section 3)",
         effect="Right for one pass over web text; set --model.dropout 0.1 for small corpora",
-        follows="official code",
+        follows="neither",
     ),
     Deviation(
         what="Optimizer, schedule and steps of the four published sizes are nanoGPT's",

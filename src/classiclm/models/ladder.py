@@ -207,8 +207,14 @@ RECIPES = dict.fromkeys(PRESETS, _RECIPE) | {
 DEVIATIONS = (
     Deviation(
         what="From rung 2 on the output layer is the token embedding, without bias, and attention has biases",
-        why="The lecture unties them and has no attention biases; here the ladder has to end in GPT-2 exactly",
+        why="The lecture unties them and gives queries, keys and values none; here the ladder has to end in GPT-2",
         effect="A few thousand parameters fewer on each rung",
+        follows="neither",
+    ),
+    Deviation(
+        what="64 wide with a context of 64, and one recipe for all; residuals and the wide MLP are rungs of their own",
+        why="The lecture is 32 wide with a context of 8 until its last step, and adds both with the three blocks",
+        effect="Lower losses than the lecture's on every rung but the first; the two do not compare",
         follows="neither",
     ),
     Deviation(
@@ -218,9 +224,9 @@ DEVIATIONS = (
         follows="neither",
     ),
     Deviation(
-        what="Weights start at N(0, 1/sqrt(d_in)) on all rungs",
-        why="GPT-2's 0.02 would let signals die in the stacks without residuals, and blame depth for it",
-        effect="What rungs 5 and 6 show is depth and the residual connection, not the start",
+        what="Weights start at N(0, 1/√d_in) on all rungs",
+        why="GPT-2's 0.02 would let signals die in every linear layer of the stacks without residuals",
+        effect="Averaging and GELU still shrink a signal on rung 5, but the linear layers are not to blame",
         follows="neither",
     ),
 )

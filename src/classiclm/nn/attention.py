@@ -1,7 +1,8 @@
 """Multi-head attention ("Attention Is All You Need", section 3.2): written out for reading, fused for running.
 
-`attend_written` is the equation. `attend_fused` calls torch's kernel. `attend` chooses between them by a fixed rule; a
-test holds the two together, values and gradients, for every kind of mask.
+`attend_written` is the equation. `attend_fused` calls torch's kernel, and `attend_banded` keeps either of them from
+working on keys outside the band. `attend` chooses by a fixed rule; tests hold all of them together, values and
+gradients, for every kind of mask.
 """
 
 import math
@@ -18,24 +19,48 @@ CPU_WRITTEN_UP_TO = 512  # keys
 PATHS = ("auto", "written", "fused")
 
 
-def attend_written(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: Dropout) -> Tensor:
-    """softmax(Q K^T / sqrt(d_k)) V, equation 1. q (B, H, T, K); k, v (B, H, S, K) -> (B, H, T, K)."""
+def attend_written(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, dropout: Dropout) -> Tensor:
+    """softmax(Q K^T / sqrt(d_k)) V, equation 1. q (..., T, K); k, v (..., S, K) -> (..., T, K).
+
+    allowed: True where a query may attend, broadcastable to (..., T, S); None = everywhere.
+    """
     # Scaling Q is the same as scaling Q K^T, and cheaper; so is adding -inf to filling it in.
-    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)  # (B, H, T, S)
-    allowed = mask.matrix(q.shape[2], k.shape[2], q.device)
+    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)  # (..., T, S)
     if allowed is not None:
         scores = scores + torch.zeros_like(allowed, dtype=scores.dtype).masked_fill(~allowed, float("-inf"))
     weights = dropout(scores.softmax(dim=-1))  # each query's weights sum to 1
-    return weights.to(v.dtype) @ v  # (B, H, T, S) @ (B, H, S, K) -> (B, H, T, K)
+    return weights.to(v.dtype) @ v  # (..., T, S) @ (..., S, K) -> (..., T, K)
 
 
-def attend_fused(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: Dropout) -> Tensor:
-    """The same in one kernel, which never holds the T x S matrix if the mask is plainly causal or absent."""
+def attend_fused(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, dropout: Dropout) -> Tensor:
+    """The same in one kernel; arguments as in `attend_written`."""
     p = dropout.p if dropout.training else 0.0
-    if mask.only_causal(q.shape[2], k.shape[2]):
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
-    allowed = mask.matrix(q.shape[2], k.shape[2], q.device)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=p)
+
+
+def attend_causal_fused(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout) -> Tensor:
+    """One kernel that knows "causal" by itself and never holds the T x T matrix."""
+    p = dropout.p if dropout.training else 0.0
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
+
+
+def attend_banded(q: Tensor, k: Tensor, v: Tensor, window: int, dropout: Dropout, path: str) -> Tensor:
+    """Causal attention to the last `window` keys, in memory T x 2 window instead of T x T.
+
+    The text is cut into blocks of `window`: a query's band lies within its own block and the one before.
+    q, k, v (B, H, T, K) -> (B, H, T, K).
+    """
+    T = q.shape[2]
+    fill = -T % window  # up to a whole number of blocks, N
+    q, k, v = (F.pad(x, (0, 0, 0, fill)).unflatten(2, (-1, window)) for x in (q, k, v))  # (B, H, N, W, K)
+    k, v = (torch.cat([F.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1], x], dim=3) for x in (k, v))  # (B, H, N, 2W, K)
+    query = torch.arange(window, 2 * window, device=q.device)[:, None]  # (W, 1), counted from the block before
+    key = torch.arange(2 * window, device=q.device)[None, :]  # (1, 2W)
+    band = (key <= query) & (key > query - window)  # (W, 2W)
+    first = torch.arange(q.shape[2], device=q.device)[:, None, None] == 0  # (N, 1, 1): nothing is before block 0
+    allowed = band & ~(first & (key < window))  # (N, W, 2W)
+    function = attend_written if path == "written" else attend_fused
+    return function(q, k, v, allowed, dropout).flatten(2, 3)[:, :, :T]  # (B, H, T, K)
 
 
 def choose_path(device: torch.device, n_keys: int, dropping: bool) -> str:
@@ -46,11 +71,16 @@ def choose_path(device: torch.device, n_keys: int, dropping: bool) -> str:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: Dropout, path: str = "auto") -> Tensor:
-    """Attention by the named path; shapes as in `attend_written`."""
+    """Attention by the named path: q (B, H, T, K); k, v (B, H, S, K) -> (B, H, T, K)."""
+    T, S = q.shape[2], k.shape[2]
     if path == "auto":
-        path = choose_path(q.device, k.shape[2], dropout.training and dropout.p > 0)
+        path = choose_path(q.device, S, dropout.training and dropout.p > 0)
+    if mask.window is not None and mask.only_banded(T, S) and T >= 2 * mask.window:
+        return attend_banded(q, k, v, mask.window, dropout, path)
+    if path == "fused" and mask.only_causal(T, S):
+        return attend_causal_fused(q, k, v, dropout)
     function = attend_written if path == "written" else attend_fused
-    return function(q, k, v, mask, dropout)
+    return function(q, k, v, mask.matrix(T, S, q.device), dropout)
 
 
 class MultiHeadAttention(nn.Module):

@@ -31,6 +31,10 @@ class Mask:
         """True if a kernel's own "causal" flag says all there is to say (queries and keys start together)."""
         return self.causal and self.keep is None and self.window is None and n_queries == n_keys
 
+    def only_banded(self, n_queries: int, n_keys: int) -> bool:
+        """True if the mask is a causal band and nothing else, and queries and keys start together."""
+        return self.causal and self.keep is None and self.window is not None and n_queries == n_keys
+
     def matrix(self, n_queries: int, n_keys: int, device: torch.device) -> Tensor | None:
         """Booleans, True = may attend, broadcastable to (B, H, T, S); None if nothing is masked.
 

@@ -61,7 +61,10 @@ def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
 
 
 def require(run: Path, which: str) -> Path:
-    """The checkpoint of a run by name: "last", "best" or a step. Raises Error (exit 3) if there is no valid one."""
+    """The checkpoint of a run by name: "last", "best" or a step.
+
+    Raises Error: exit 2 for another name, 3 if there is no valid one.
+    """
     if not run.is_dir():
         raise Error(
             run,
@@ -76,6 +79,8 @@ def require(run: Path, which: str) -> Path:
             have = ", ".join(map(str, saved_steps(run))) or "none"
             raise Error(folder, problem, f"choose one of the saved steps: {have}", BAD_INPUT)
         return folder
+    if which not in ("last", "best"):
+        raise Error(which, "is no checkpoint", "choose last, best or a saved step")
     newest, _ = newest_valid(run)
     if newest is None:
         raise Error(run, "has no valid checkpoint", "train it first, or restore the folder from a copy", BAD_INPUT)

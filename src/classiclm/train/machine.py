@@ -103,7 +103,7 @@ def choose_micro_batch(batch: int, n_ctx: int, d_ff: int, n_layers: int, vocab_s
         bytes_per_sequence = n_ctx * (n_layers * d_ff * 9 * 2 + vocab_size * 12)
         budget = int(machine.memory * _GPU_SHARE)
     fits = max(1, budget // bytes_per_sequence)
-    return max(divisor for divisor in range(1, batch + 1) if batch % divisor == 0 and divisor <= fits)
+    return max(divisor for divisor in range(1, min(batch, fits) + 1) if batch % divisor == 0)
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager:

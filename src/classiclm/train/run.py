@@ -75,7 +75,6 @@ class Metrics:
 
     def __init__(self, run: Path):
         self.path = run / "metrics.jsonl"
-        self._file: Any = None
 
     def rows(self) -> list[dict[str, Any]]:
         """All whole rows; a last line torn by a crash is left out."""
@@ -84,12 +83,13 @@ class Metrics:
         rows = []
         for line in self.path.read_bytes().splitlines(keepends=True):
             try:
-                rows.append(json.loads(line))
-            except ValueError as e:
+                row = json.loads(line)
+                rows.append({**row, "step": int(row["step"])})
+            except (ValueError, TypeError, KeyError) as e:
                 if not line.endswith(b"\n"):
                     break
                 fix = "remove the line, or restore the file from a copy"
-                raise Error(self.path, f"line {len(rows) + 1} is no JSON object", fix, BAD_INPUT) from e
+                raise Error(self.path, f"line {len(rows) + 1} is no JSON object with a step", fix, BAD_INPUT) from e
         return rows
 
     def cut_behind(self, step: int) -> list[dict[str, Any]]:
@@ -101,14 +101,14 @@ class Metrics:
     def append(self, row: dict[str, Any]) -> None:
         """Add one row."""
         with writing(self.path):
-            self._file = self._file or self.path.open("ab", buffering=0)
-            self._file.write(_line(row))
+            with self.path.open("ab", buffering=0) as file:
+                file.write(_line(row))
 
     def flush_to_disk(self) -> None:
         """Rows must not be lost while a checkpoint of the same step stays."""
         with writing(self.path):
-            if self._file:
-                os.fsync(self._file.fileno())
+            with self.path.open("ab") as file:
+                os.fsync(file.fileno())
 
 
 def _line(row: dict[str, Any]) -> bytes:
