@@ -1,6 +1,6 @@
 """Draw the README's figure and print its table from a trained ladder.
 
-    python docs/figures.py runs/ladder --data shakespeare
+python docs/figures.py runs/ladder --data shakespeare
 """
 
 import json

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from classiclm.nn.attention import MultiHeadAttention, attend_fused, attend_written, choose_path, set_attention_path
+from classiclm.nn.attention import (
+    MultiHeadAttention,
+    attend,
+    attend_banded,
+    attend_written,
+    choose_path,
+    set_attention_path,
+)
 from classiclm.nn.cache import KVCache, LayerCache
 from classiclm.nn.dropout import Dropout
 from classiclm.nn.mask import Mask
@@ -59,8 +66,8 @@ def test_both_paths_equal_the_loops_and_each_other_in_values_and_gradients(name,
     torch.manual_seed(1)
     q = torch.randn(2, 2, n_queries, 5, dtype=torch.float64, requires_grad=True)
     k, v = (torch.randn(2, 2, 7, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    written = attend_written(q, k, v, MASKS[name], NO_DROPOUT)
-    fused = attend_fused(q, k, v, MASKS[name], NO_DROPOUT)
+    written = attend(q, k, v, MASKS[name], NO_DROPOUT, "written")
+    fused = attend(q, k, v, MASKS[name], NO_DROPOUT, "fused")
     torch.testing.assert_close(written, attend_with_loops(q, k, v, MASKS[name]))
     torch.testing.assert_close(written, fused)
     upstream = torch.randn_like(written)
@@ -102,6 +109,29 @@ def test_no_position_sees_ahead_or_beyond_the_band(data):
         position = n_keys - n_queries + t
         seen = {s for s in range(n_keys) if allowed[t, s]}
         assert seen == {s for s in range(n_keys) if position - window < s <= position}
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.sampled_from(["written", "fused"]))
+@settings(max_examples=60, deadline=None)
+def test_the_band_in_blocks_equals_the_band_as_a_matrix(length, window, path):
+    torch.manual_seed(length)
+    q, k, v = (torch.randn(2, 2, length, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    blocks = attend_banded(q, k, v, window, NO_DROPOUT, path)
+    matrix = Mask(causal=True, window=window).matrix(length, length, q.device)
+    expected = attend_written(q, k, v, matrix, NO_DROPOUT)
+    torch.testing.assert_close(blocks, expected)
+    upstream = torch.randn_like(expected)
+    a, b = (torch.autograd.grad(out, (q, k, v), upstream) for out in (blocks, expected))
+    torch.testing.assert_close(a, b)
+
+
+def test_a_band_never_makes_a_t_by_t_matrix(monkeypatch):
+    sizes = []
+    real = torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: sizes.append(x.numel()) or real(x, dim))
+    q = k = v = torch.randn(1, 1, 1000, 2)
+    attend(q, k, v, Mask(causal=True, window=10), NO_DROPOUT, "written")
+    assert sizes == [1000 * 20]
 
 
 def test_a_plain_causal_mask_stays_symbolic():
@@ -149,6 +179,6 @@ def test_weights_are_dropped_and_the_mean_is_kept():
     torch.manual_seed(4)
     v = torch.ones(1, 1, 200, 1)
     q = k = torch.zeros(1, 1, 200, 1)
-    out = attend_written(q, k, v, Mask(), Dropout(0.5).train())
+    out = attend_written(q, k, v, None, Dropout(0.5).train())
     assert out.std() > 0.02
     assert abs(out.mean() - 1) < 0.02

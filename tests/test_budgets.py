@@ -32,7 +32,9 @@ def nesting(node: ast.AST, depth: int = 0) -> int:
 
 
 def test_no_file_has_more_than_400_lines():
-    assert {str(path.relative_to(ROOT)): text.count("\n") for path, text in FILES.items() if text.count("\n") > 400} == {}
+    assert {
+        str(path.relative_to(ROOT)): text.count("\n") for path, text in FILES.items() if text.count("\n") > 400
+    } == {}
 
 
 def test_functions_are_short():

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from classiclm.data import plays
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -29,7 +31,7 @@ def commands(page):
 
 
 def made_small(words):
-    words = ["plays" if word == "shakespeare" else word for word in words]
+    words = ["./small.txt" if word in ("shakespeare", "plays") else word for word in words]
     is_training = words[0] != "ladder" or words[1].startswith("-")
     return words + (SMALL.get(words[0], "").split() if is_training else [])
 
@@ -44,6 +46,7 @@ def test_python_blocks_run(page):
 @names
 def test_commands_run(page, cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.txt").write_text(plays.generate(20_000, seed=0))
     if "runs/a" in page.read_text() and not any(words[0] == "train" for words in commands(page)):
         cli(*made_small(shlex.split("train gpt2-shakespeare-cpu --data plays --out runs/a")))
     for words in commands(page):

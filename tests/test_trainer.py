@@ -272,8 +272,34 @@ def test_a_second_process_is_refused_while_the_first_runs(config, tmp_path):
 
 
 COMMAND = [sys.executable, "-m", "classiclm", "train", "gpt2-shakespeare-cpu", "--device", "cpu"]
-SMALL = "--batch 4 --steps 60 --save_every 5 --log_every 1 --eval_every 20 --eval_windows 4 --seed 3".split()
-SIZES = "--model.n_layers 1 --model.d_model 16 --model.n_heads 2 --model.n_ctx 16 --model.dropout 0.1".split()
+SMALL = [
+    "--batch",
+    "4",
+    "--steps",
+    "60",
+    "--save_every",
+    "5",
+    "--log_every",
+    "1",
+    "--eval_every",
+    "20",
+    "--eval_windows",
+    "4",
+    "--seed",
+    "3",
+]
+SIZES = [
+    "--model.n_layers",
+    "1",
+    "--model.d_model",
+    "16",
+    "--model.n_heads",
+    "2",
+    "--model.n_ctx",
+    "16",
+    "--model.dropout",
+    "0.1",
+]
 
 
 def start(run, text_file):

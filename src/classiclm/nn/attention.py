@@ -75,7 +75,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: Dropout, path: 
     T, S = q.shape[2], k.shape[2]
     if path == "auto":
         path = choose_path(q.device, S, dropout.training and dropout.p > 0)
-    if mask.window is not None and mask.only_banded(T, S) and T >= 2 * mask.window:
+    if mask.window is not None and mask.only_banded(T, S) and 2 * mask.window <= T:
         return attend_banded(q, k, v, mask.window, dropout, path)
     if path == "fused" and mask.only_causal(T, S):
         return attend_causal_fused(q, k, v, dropout)

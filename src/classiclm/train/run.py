@@ -100,15 +100,13 @@ class Metrics:
 
     def append(self, row: dict[str, Any]) -> None:
         """Add one row."""
-        with writing(self.path):
-            with self.path.open("ab", buffering=0) as file:
-                file.write(_line(row))
+        with writing(self.path), self.path.open("ab", buffering=0) as file:
+            file.write(_line(row))
 
     def flush_to_disk(self) -> None:
         """Rows must not be lost while a checkpoint of the same step stays."""
-        with writing(self.path):
-            with self.path.open("ab") as file:
-                os.fsync(file.fileno())
+        with writing(self.path), self.path.open("ab") as file:
+            os.fsync(file.fileno())
 
 
 def _line(row: dict[str, Any]) -> bytes:
