@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -166,7 +167,7 @@ def test_the_saved_config_is_the_whole_config(config, tmp_path):
     trainer.fit()
     assert (tmp_path / "config.yaml").read_text() == to_yaml(trainer.config)
     assert trainer.config.precision in ("fp32", "bf16")  # what auto chose, not "auto"
-    assert trainer.config.model.vocab_size == len(set(config.data.name and open(config.data.name).read()))
+    assert trainer.config.model.vocab_size == len(set(Path(config.data.name).read_text()))
 
 
 @pytest.mark.parametrize(

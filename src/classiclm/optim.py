@@ -11,7 +11,7 @@ from classiclm.config import Recipe
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """The rate of update `step` = 0, 1, ...: linear warm-up, then half a cosine that ends at lr_floor * lr with the run.
+    """The rate of update `step` = 0, 1, ...: linear warm-up, then half a cosine that ends at lr_floor * lr.
 
     (GPT-1, section 4.1, with GPT-3's floor of 10 %, appendix B.)
     """

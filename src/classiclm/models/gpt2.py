@@ -1,9 +1,9 @@
 """GPT-2: "Language Models are Unsupervised Multitask Learners" (Radford et al., OpenAI 2019).
 
-What was new: nothing but size and care. GPT-1's decoder, up to thirteen times larger, trained on web pages that people had found
-worth a link, writes stories and does tasks that nobody trained it for, if only the prompt looks like the task. Four
-changes to the network (section 2.3): layer norm moves to the input of each sub-block, one more norm follows the last
-block, the weights that write into the residual stream start smaller, and the context doubles to 1,024 tokens.
+What was new: nothing but size and care. GPT-1's decoder, up to thirteen times larger, trained on web pages that people
+had found worth a link, writes stories and does tasks that nobody trained it for, if only the prompt looks like the
+task. Four changes to the network (section 2.3): layer norm moves to the input of each sub-block, one more norm follows
+the last block, the weights that write into the residual stream start smaller, and the context doubles to 1,024 tokens.
 
 Read in this order: `GPT2.forward` below, then `PreLNBlock` in nn/blocks.py, then `MultiHeadAttention` in
 nn/attention.py, with section 2.3 of the paper beside them.
