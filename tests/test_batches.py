@@ -112,7 +112,7 @@ def test_each_epoch_visits_each_of_its_windows_once_across_the_edges_of_batches(
     for epoch in range(epochs):
         here = np.sort(seen[epoch * per_epoch : (epoch + 1) * per_epoch])
         assert np.array_equal(np.diff(here), np.full(per_epoch - 1, n_ctx))  # adjoining: none twice, none left out
-        assert here[0] < n_ctx
+        assert here[-1] + n_ctx <= n_ctx + extra  # the last target is inside the text
     assert per_epoch >= (extra + 1) // n_ctx  # all that fit behind any offset
 
 
@@ -134,11 +134,10 @@ def test_the_order_and_the_offset_change_from_epoch_to_epoch():
 
 
 @pytest.mark.parametrize("n", [101, 105, 109])
-def test_in_the_long_run_every_token_is_a_target_but_less_than_a_window_at_the_end(n):
+def test_in_the_long_run_every_token_but_the_first_is_a_target(n):
     windows = Windows(split_of(n), 10, 1, seed=0)
-    met = {int(t) for step in range(60 * windows.n_windows) for t in windows(step)["targets"].flatten()}
-    assert met == set(range(1, max(met) + 1))
-    assert n - 1 - max(met) < 10
+    met = {int(t) for step in range(300 * windows.n_windows) for t in windows(step)["targets"].flatten()}
+    assert met == set(range(1, n))
 
 
 @pytest.mark.parametrize("other", [("f", 4), ("g", 3)])

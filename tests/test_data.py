@@ -328,9 +328,13 @@ def test_the_data_folder_comes_before_the_cache_and_both_before_the_network(monk
     assert find(FILE) == cached
     mine = tmp_path / "data" / FILE.place
     mine.parent.mkdir(parents=True)
-    mine.write_bytes(b"mine")
+    mine.write_bytes(CONTENT)
     assert find(FILE) == locate(FILE) == mine
     assert len(asked) == 1
+    mine.write_bytes(b"another text")
+    error = failure(locate, FILE)
+    assert error.code == BAD_INPUT
+    assert "not the published" in str(error)
 
 
 def test_without_network_shakespeare_says_where_to_put_the_file():

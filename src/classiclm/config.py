@@ -92,7 +92,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
 def to_yaml(config: Any, leave_out: Sequence[str] = ()) -> str:
     """The YAML text that reproduces a config."""
     tree = {k: v for k, v in dataclasses.asdict(config).items() if k not in leave_out}
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    if re.search("[\x85\u2028\u2029\ud800-\udfff]", text):  # YAML's other line breaks, and bytes of odd file names
+        text = yaml.safe_dump(tree, sort_keys=False)  # escaped
+    return text
 
 
 def merge(*trees: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 import classiclm.models
 from classiclm.config import Recipe, fields_of, validate
 from classiclm.data.tokenizers import Tokenizer, from_json
-from classiclm.errors import Error, did_you_mean
+from classiclm.errors import BAD_INPUT, Error, did_you_mean
 from classiclm.nn.base import LanguageModel
 from classiclm.train import checkpoint
 
@@ -97,7 +97,10 @@ def open_run(run: str | Path, which: str = "last", device: str = "cpu") -> Loade
     """The model and tokenizer of a checkpoint: "last", "best" or a step. Raises Error (exit 3) if there is none."""
     folder = checkpoint.require(Path(run), which)
     info = checkpoint.read_model_info(folder)
-    module = families()[info["family"]]
+    module = families().get(info["family"])
+    if module is None:
+        why = f"is of the family {info['family']!r}, which this version does not have"
+        raise Error(folder, why, "load it with the version that wrote it", BAD_INPUT)
     model = module.build(validate(module.Config, info["config"], folder / "model.json"))
     checkpoint.load_weights(folder, model)
     tokenizer = from_json((folder / "tokenizer.json").read_text(encoding="utf-8"), folder / "tokenizer.json")

@@ -35,6 +35,7 @@ from classiclm.train.trainer import Trainer
 STEPS = {"quick": 0.2, "standard": 1.0}  # share of each recipe's steps
 _SAMPLE_TOKENS = 300
 _CURVE_POINTS = 20
+_TABLE_WIDTH = 82  # columns of the printed table without its last one
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,9 @@ def references(corpus: Data, data: TextData) -> dict[str, float]:
 
 
 def _print_results(rows: list[dict[str, Any]], bars: dict[str, float], out: Path) -> None:
-    made = table(["rung", "idea"], ["parameters", "val loss", "bits/char", "seconds"], last="a line of its own")
+    screen = console()
+    rest = max(12, screen.width - _TABLE_WIDTH)  # what the numbers leave of a line
+    made = table(["rung", "idea"], ["parameters", "val loss", "bits/char", "seconds"], last="a line of its own"[:rest])
     for row in rows:
         numbers = (
             f"{row['params']:,}",
@@ -190,8 +193,7 @@ def _print_results(rows: list[dict[str, Any]], bars: dict[str, float], out: Path
         )
         lines = row["sample"].splitlines()
         line = next((line for line in lines[1:] if len(line) > 20), " ".join(lines))
-        made.add_row(str(row["rung"]), row["name"], *numbers, Text(line))
-    screen = console()
+        made.add_row(str(row["rung"]), row["name"], *numbers, Text(line[:rest]))
     screen.print(made)
     known = ", ".join(f"{name} {value:.3f}" for name, value in bars.items())
     screen.print(f"nats per character on the whole validation split; for comparison: {known}\n")

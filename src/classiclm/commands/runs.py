@@ -59,11 +59,12 @@ def make_trainer(run: Path, config: TrainConfig, label: str = "train", data: Tex
     config = dataclasses.replace(
         config, device=plan.device, precision=plan.precision, micro_batch=plan.micro_batch, compile=plan.compile
     )
+    task = _task(preset, config, data)  # before the model: a text that is too short is found out at once
     torch.manual_seed(config.seed)
     model = preset.module.build(config.model)
     set_attention_path(model, config.attention)
     say(describe(plan, config, model.count_parameters(), data))
-    return Trainer(run, config, plan, model, _task(preset, config, data), label)
+    return Trainer(run, config, plan, model, task, label)
 
 
 def _with_vocabulary(config: TrainConfig, data: TextData) -> TrainConfig:

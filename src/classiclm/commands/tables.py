@@ -18,12 +18,12 @@ def console() -> Console:
 
 
 def table(left: Sequence[str], right: Sequence[str] = (), last: str | None = None) -> Table:
-    """An empty table: columns of words, columns of numbers, and a last column that is cut where the line ends."""
+    """An empty table: columns of words, columns of numbers, and perhaps a last column of words; none is wrapped."""
     made = Table(box=box.SIMPLE)
     for name in left:
         made.add_column(name, no_wrap=True)
     for name in right:
         made.add_column(name, justify="right", no_wrap=True)
     if last is not None:
-        made.add_column(last, no_wrap=True, overflow="ellipsis", ratio=1)
+        made.add_column(last, no_wrap=True)
     return made

@@ -66,7 +66,7 @@ class Windows:
             raise Error("training text", f"has {n + 1} tokens, a window needs {n_ctx + 1}", fix, BAD_INPUT)
         self.tokens, self.n_ctx, self.batch = split.tokens, n_ctx, batch
         self.n_windows = max(1, (n - n_ctx + 1) // n_ctx)  # as many as fit behind any offset
-        self.n_offsets = min(n_ctx, n - self.n_windows * n_ctx + 1)
+        self.n_offsets = n - self.n_windows * n_ctx + 1  # so that every token has its turn, the last one too
         self._key = (split.fingerprint, seed)
 
     def __call__(self, step: int) -> Batch:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from classiclm.errors import BAD_INPUT, Error
-from classiclm.files import make_folder, sha256, write_file
+from classiclm.files import make_folder, sha256, sha256_of_file, write_file
 
 _TIMEOUT = 20  # seconds
 
@@ -36,8 +36,17 @@ def find(file: Download) -> Path | None:
 
 
 def locate(file: Download) -> Path:
-    """The path of the file, downloaded if need be. Raises Error (exit 3) naming where to place it by hand."""
-    return find(file) or _download(file)
+    """The path of the file, downloaded if need be, its content verified.
+
+    Raises Error (exit 3): for a file that is not the published one, and without a network, naming where to place it.
+    """
+    found = find(file)
+    if found is None:
+        return _download(file)
+    if sha256_of_file(found) != file.sha256:
+        fix = "replace it by the published file, or give the path itself if another text is meant"
+        raise Error(found, f"is not the published {file.place}: its sha256 differs", fix, BAD_INPUT)
+    return found
 
 
 def _download(file: Download) -> Path:
