@@ -14,8 +14,9 @@ _LAZY = {
     "load": "classiclm.registry",
     "load_tokenizer": "classiclm.data.tokenizers",
     "GPT2": "classiclm.models.gpt2",
+    "GPT3": "classiclm.models.gpt3",
 }
-__all__ = ["GPT2", "__version__", "load", "load_tokenizer"]
+__all__ = ["GPT2", "GPT3", "__version__", "load", "load_tokenizer"]
 
 
 def __getattr__(name: str) -> Any:

@@ -59,6 +59,18 @@ class Recipe:
     eps: PositiveFloat = 1e-8  # AdamW
     weight_decay: NonNegativeFloat = 0.1  # AdamW, on matrices only
     clip: PositiveFloat | None = 1.0  # largest norm of the whole gradient; null = no clipping
+    warmup_tokens: Positive | None = None  # with decay_tokens: the warm-up, counted in tokens instead of steps
+    decay_tokens: Positive | None = None  # tokens at which the cosine ends; from there on the rate stays at its floor
+    ramp_tokens: NonNegative = 0  # tokens over which the batch grows linearly from ramp_from to its full size
+    ramp_from: Positive = 1  # sequences in the first step of such a ramp
+
+    def __post_init__(self) -> None:
+        if (self.warmup_tokens is None) != (self.decay_tokens is None):
+            raise ValueError("warmup_tokens and decay_tokens go together")
+        if self.decay_tokens is not None and self.warmup_tokens is not None and self.decay_tokens <= self.warmup_tokens:
+            raise ValueError("decay_tokens should be more than warmup_tokens")
+        if self.ramp_from > self.batch:
+            raise ValueError(f"ramp_from = {self.ramp_from} is more than batch = {self.batch}")
 
 
 @dataclass(frozen=True)

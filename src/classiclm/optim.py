@@ -10,14 +10,20 @@ from torch.optim import AdamW
 from classiclm.config import Recipe
 
 
-def learning_rate(step: int, recipe: Recipe) -> float:
-    """The rate of update `step` = 0, 1, ...: linear warm-up, then half a cosine that ends at lr_floor * lr.
+def learning_rate(step: int, tokens: int, recipe: Recipe) -> float:
+    """The rate of update `step` = 0, 1, ..., after which `tokens` will have been seen.
 
-    (GPT-1, section 4.1, with GPT-3's floor of 10 %, appendix B.)
+    Linear warm-up, then half a cosine down to lr_floor * lr (GPT-1, section 4.1): over the steps of the run, or, with
+    decay_tokens, over that many tokens and flat from there on (GPT-3, appendix B).
     """
-    if step < recipe.warmup:
-        return recipe.lr * (step + 1) / (recipe.warmup + 1)
-    progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    if recipe.warmup_tokens is not None and recipe.decay_tokens is not None:
+        if tokens < recipe.warmup_tokens:
+            return recipe.lr * tokens / recipe.warmup_tokens
+        progress = (tokens - recipe.warmup_tokens) / (recipe.decay_tokens - recipe.warmup_tokens)
+    else:
+        if step < recipe.warmup:
+            return recipe.lr * (step + 1) / (recipe.warmup + 1)
+        progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return recipe.lr * (recipe.lr_floor + (1 - recipe.lr_floor) * cosine)
 

@@ -108,7 +108,7 @@ def _task(preset: registry.Preset, config: TrainConfig, data: TextData) -> Task:
     info = {"family": preset.family, "preset": preset.name, "config": dataclasses.asdict(config.model)}
     return Task(
         objective=CausalLM(),
-        batches=Windows(data.train, n_ctx, config.batch, config.seed),
+        batches=Windows(data.train, n_ctx, config, config.seed),
         validation=lambda n_windows: evaluation_batches(data.val, n_ctx, config.batch, n_windows),
         tokens_per_byte=(len(data.val.tokens) - 1) / data.val.n_bytes,
         fingerprint=data.train.fingerprint,

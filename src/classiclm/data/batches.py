@@ -3,13 +3,16 @@
 There is no iterator and so no state to save. To resume, or to go on with another number of processes, is arithmetic.
 """
 
+import bisect
 import hashlib
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from classiclm.config import Recipe
 from classiclm.data.splits import Split
 from classiclm.errors import BAD_INPUT, Error
 
@@ -52,6 +55,33 @@ def derive(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+class BatchSizes:
+    """How many sequences each optimizer step takes, and how many came before it: arithmetic, no state.
+
+    The batch grows linearly with the tokens seen, from recipe.ramp_from to recipe.batch over the first
+    recipe.ramp_tokens tokens, in multiples of ramp_from (GPT-3, appendix B); without a ramp it is recipe.batch.
+    """
+
+    def __init__(self, recipe: Recipe, n_ctx: int):
+        self.full = recipe.batch
+        self._ends = [0]  # sequences before step 0, 1, ... of the ramp
+        while (tokens := self._ends[-1] * n_ctx) < recipe.ramp_tokens:
+            grown = recipe.ramp_from + (recipe.batch - recipe.ramp_from) * tokens // recipe.ramp_tokens
+            self._ends.append(self._ends[-1] + grown // recipe.ramp_from * recipe.ramp_from)
+
+    def before(self, step: int) -> int:
+        """Sequences seen before optimizer step 0, 1, ..."""
+        ramp = len(self._ends) - 1
+        return self._ends[min(step, ramp)] + max(0, step - ramp) * self.full
+
+    def steps_for(self, sequences: int) -> int:
+        """The number of steps that see at least so many sequences."""
+        ramp = len(self._ends) - 1
+        if sequences <= self._ends[-1]:
+            return bisect.bisect_left(self._ends, sequences)
+        return ramp + math.ceil((sequences - self._ends[-1]) / self.full)
+
+
 class Windows:
     """Training batches for a causal language model: windows of n_ctx tokens and, one later, their targets.
 
@@ -59,20 +89,21 @@ class Windows:
     Raises Error (exit 3) if the text does not fill one window.
     """
 
-    def __init__(self, split: Split, n_ctx: int, batch: int, seed: int):
+    def __init__(self, split: Split, n_ctx: int, recipe: Recipe, seed: int):
         n = len(split.tokens) - 1  # the last token is only a target
         if n < n_ctx:
             fix = f"give more text, or a shorter context, as in --model.n_ctx {max(n // 2, 1)}"
             raise Error("training text", f"has {n + 1} tokens, a window needs {n_ctx + 1}", fix, BAD_INPUT)
-        self.tokens, self.n_ctx, self.batch = split.tokens, n_ctx, batch
+        self.tokens, self.n_ctx = split.tokens, n_ctx
+        self.sizes = BatchSizes(recipe, n_ctx)
         self.n_windows = max(1, (n - n_ctx + 1) // n_ctx)  # as many as fit behind any offset
         self.n_offsets = n - self.n_windows * n_ctx + 1  # so that every token has its turn, the last one too
         self._key = (split.fingerprint, seed)
 
     def __call__(self, step: int) -> Batch:
         """The batch of optimizer step `step` (0, 1, ...): inputs and targets, (B, T) int64."""
-        index = np.arange(step * self.batch, (step + 1) * self.batch)
-        starts = np.empty(self.batch, dtype=np.int64)
+        index = np.arange(self.sizes.before(step), self.sizes.before(step + 1))
+        starts = np.empty(len(index), dtype=np.int64)
         for epoch in np.unique(index // self.n_windows):
             here = index // self.n_windows == epoch
             starts[here] = self._starts(index[here] % self.n_windows, int(epoch))

@@ -1,8 +1,10 @@
 """Texts by name or path: what there is, and where it comes from.
 
-A string with a separator in it is a path (a text file, or a folder of .txt and .md files), else a name.
+A string with a separator in it is a path (a text file, a folder of .txt and .md files, or a pattern such as
+"./letters/*.txt"), else a name.
 """
 
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -31,7 +33,7 @@ class Data:
 
     SHORTHAND: ClassVar[str] = "name"
 
-    name: str = "shakespeare"  # a named corpus (shakespeare, plays), a text file or a folder of texts
+    name: str = "shakespeare"  # shakespeare, plays, a text file, a folder of texts, or a pattern like './*.txt'
     val_share: Annotated[Rate, Field(gt=0)] = 0.1  # the last part of the text, kept for validation
     errors: Literal["strict", "replace"] = "strict"  # what to do with bytes that are not UTF-8
 
@@ -64,6 +66,11 @@ def entropy_floor(name: str) -> float | None:
 
 
 def _read_path(path: Path, errors: str) -> list[str]:
+    if any(sign in str(path) for sign in "*?[") and not path.exists():
+        files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        if not files:
+            raise Error(path, "matches no file", "correct the pattern; in a shell, put it in quotes", BAD_INPUT)
+        return [_read(file, errors) for file in files]
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _TEXT_ENDINGS and p.is_file())
         if not files:

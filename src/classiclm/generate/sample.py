@@ -5,14 +5,16 @@ the same tokens, also past n_ctx.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from classiclm.config import NonNegativeFloat, Positive
 from classiclm.nn.base import LanguageModel
+from classiclm.nn.mask import Mask
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,19 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(dropped, float("-inf"))
 
 
-def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """The next token of each row: logits (B, V) -> (B,)."""
+def draw(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
+    """The next token of each row: logits (B, V) -> (B,). Row i takes one random number from its own generator."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits / sampling.temperature
+    logits = logits.double() / sampling.temperature
     if sampling.top_k is not None:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p is not None:
         logits = keep_top_p(logits, sampling.top_p)
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)  # (B, V)
+    uniform = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators]).to(logits.device)
+    threshold = uniform[:, None] * cumulative[:, -1:]  # in [0, total): the token found has a probability above 0
+    return (cumulative <= threshold).sum(dim=-1)
 
 
 def window_start(length: int, n_ctx: int | None) -> int:
@@ -74,44 +79,77 @@ def window_start(length: int, n_ctx: int | None) -> int:
     return math.ceil((length - n_ctx) / step) * step
 
 
-def next_logits(model: LanguageModel, use_cache: bool) -> Callable[[Tensor], Tensor]:
-    """A function from all tokens so far, (B, T), to the logits of the next, (B, V); to be called as they grow.
+class Reader:
+    """Reads growing texts of unequal length and gives the logits of each one's next token.
 
-    Without a cache it is the oracle for the path with one: both read the same window.
+    Each text is read through its own window; the windows are set side by side, padded on the left. With a cache only
+    the newest tokens are read, until a window moves and all is read again. Without one (the oracle) all is read anew.
     """
-    cache = model.new_cache() if use_cache and model.n_attention else None
-    start = 0
 
-    def step(tokens: Tensor) -> Tensor:
-        nonlocal start
-        moved, start = start, window_start(tokens.shape[1], model.n_ctx)
-        window = tokens[:, start:]
-        if cache is None:
-            return model(window)[:, -1]
-        if moved != start:
-            cache.clear()
-        return model(window[:, cache.length :], cache=cache)[:, -1]
+    def __init__(self, model: LanguageModel, use_cache: bool):
+        self.model = model
+        self.cache = model.new_cache() if use_cache and model.n_attention else None
+        self.starts: list[int] = []
+        self.pads: list[int] = []
 
-    return step
+    def next_logits(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """All tokens so far of each text -> (B, V)."""
+        starts = [window_start(len(text), self.model.n_ctx) for text in texts]
+        again = self.cache is None or starts != self.starts
+        if again:
+            lengths = [len(text) - start for text, start in zip(texts, starts, strict=True)]
+            self.starts, self.pads = starts, [max(lengths) - length for length in lengths]
+            if self.cache is not None:
+                self.cache.clear()
+        width = len(texts[0]) - self.starts[0] + self.pads[0]  # columns, the same for all
+        new = width if again or self.cache is None else width - self.cache.length
+        columns = [
+            [0] * pad + list(text[start:]) for text, start, pad in zip(texts, self.starts, self.pads, strict=True)
+        ]
+        tokens = torch.tensor([row[-new:] for row in columns], device=self.model.device)  # (B, T)
+        return self._read(tokens, width)[:, -1]
+
+    def _read(self, tokens: Tensor, width: int) -> Tensor:
+        if not any(self.pads):
+            return self.model(tokens, cache=self.cache)
+        pads = torch.tensor(self.pads, device=tokens.device)[:, None]  # (B, 1)
+        place = torch.arange(width, device=tokens.device)  # (S,)
+        positions = (place[None, -tokens.shape[1] :] - pads).clamp(min=0)  # (B, T)
+        mask = Mask(causal=True, keep=place >= pads)  # (B, S)
+        return self.model(tokens, mask=mask, cache=self.cache, positions=positions)
+
+
+class Step(NamedTuple):
+    """One new token for each text, and the logarithm of the probability that the model itself gave it."""
+
+    tokens: list[int]
+    log_probabilities: list[float]
 
 
 @torch.inference_mode()
 def stream(
     model: LanguageModel,
-    tokens: Tensor,
+    prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     sampling: Sampling,
     seed: int,
     use_cache: bool = True,
-) -> Iterator[Tensor]:
-    """Yield the next token of every row, (B,), up to max_new_tokens times; an equal seed gives equal tokens."""
+) -> Iterator[Step]:
+    """Yield the next token of every text, up to max_new_tokens times; prompts may differ in length.
+
+    Text i draws from a stream of its own, seeded with seed + i, so that in fp32 a batch writes what its texts would one
+    by one with those seeds.
+    """
     model.eval()
-    generator = torch.Generator(model.device).manual_seed(seed)
-    step = next_logits(model, use_cache)
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
+    reader, texts = Reader(model, use_cache), [list(prompt) for prompt in prompts]
     for _ in range(max_new_tokens):
-        new = draw(step(tokens).float(), sampling, generator)  # (B,)
-        tokens = torch.cat([tokens, new[:, None]], dim=1)
-        yield new
+        logits = reader.next_logits(texts).float()  # (B, V)
+        new = draw(logits, sampling, generators)  # (B,)
+        chosen = logits.log_softmax(dim=-1).gather(-1, new[:, None])[:, 0]
+        for text, token in zip(texts, new.tolist(), strict=True):
+            text.append(token)
+        yield Step(new.tolist(), chosen.tolist())
 
 
 def generate(
@@ -126,13 +164,49 @@ def generate(
 ) -> Tensor:
     """Continue each row of tokens, (B, T) -> (B, T + max_new_tokens). temperature=0 is greedy.
 
-    Raises ValueError for settings out of range or an empty prompt.
+    Raises ValueError for settings out of range, an empty prompt, or ids that are no tokens of the model.
     """
     if tokens.ndim != 2 or tokens.shape[1] == 0:
         raise ValueError(f"tokens should be (batch, time) with at least one token, got {tuple(tokens.shape)}")
+    rows = generate_texts(model, tokens.tolist(), max_new_tokens, temperature, top_k, top_p, seed, use_cache)
+    return torch.tensor(rows, device=tokens.device)
+
+
+def generate_texts(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int = 50,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    use_cache: bool = True,
+    stop_ids: Collection[int] = (),
+) -> list[list[int]]:
+    """Continue prompts of any lengths; a text ends behind its first new token in stop_ids, or when it is long enough.
+
+    Raises ValueError as `generate` does.
+    """
+    check_tokens(prompts, model.config.vocab_size)
+    texts, open_ = [list(prompt) for prompt in prompts], set(range(len(prompts)))
     was_training = model.training
     try:
-        new = list(stream(model, tokens, max_new_tokens, Sampling(temperature, top_k, top_p), seed, use_cache))
+        for step in stream(model, prompts, max_new_tokens, Sampling(temperature, top_k, top_p), seed, use_cache):
+            for i in sorted(open_):
+                texts[i].append(step.tokens[i])
+            open_ -= {i for i in open_ if step.tokens[i] in stop_ids}
+            if not open_:
+                break
     finally:
         model.train(was_training)
-    return torch.cat([tokens, *[column[:, None] for column in new]], dim=1)
+    return texts
+
+
+def check_tokens(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
+    """Refuse what an embedding would fail on (on a GPU, the whole process with it). Raises ValueError."""
+    for prompt in prompts:
+        if not prompt:
+            raise ValueError("a prompt should have at least one token")
+        wrong = [token for token in prompt if type(token) is not int or not 0 <= token < vocab_size]
+        if wrong:
+            raise ValueError(f"token ids should be from 0 to {vocab_size - 1}, got {wrong[0]!r}")

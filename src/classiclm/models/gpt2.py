@@ -95,17 +95,24 @@ class GPT2(LanguageModel):
         self.ln_f = LayerNorm(config.d_model, bias=config.bias)  # "an additional layer normalization", section 2.3
         init_gpt2(self, config.n_layers)
 
-    def forward(self, tokens: Tensor, mask: Mask | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, mask: Mask | None = None, cache: KVCache | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """(B, T) token ids -> (B, T, V) logits of each next token.
 
-        With a cache, `tokens` are the new ones only. Raises ValueError past n_ctx.
+        With a cache, `tokens` are the new ones only. `positions` (B, T) are for sequences that do not all begin at the
+        first column. Raises ValueError past n_ctx.
         """
         start = cache.length if cache else 0
-        x = self.drop(self.tok_emb(tokens) + self.pos_emb(start, tokens.shape[1]))  # (B, T, D)
+        x = self.drop(self.tok_emb(tokens) + self.pos_emb(start, tokens.shape[1], positions))  # (B, T, D)
         mask = mask or Mask(causal=True)
         for i, block in enumerate(self.blocks):
-            x = block(x, mask=mask, cache=cache.layers[i] if cache else None)
+            x = block(x, mask=self.layer_mask(i, mask), cache=cache.layers[i] if cache else None)
         return self.tok_emb.logits(self.ln_f(x))  # (B, T, D) -> (B, T, V)
+
+    def layer_mask(self, layer: int, mask: Mask) -> Mask:
+        """What layer 0, 1, ... may see of what `mask` allows: here, all of it."""
+        return mask
 
 
 build = GPT2

@@ -59,7 +59,9 @@ class Bigram(LanguageModel):
         self.table = TokenEmbedding(config.vocab_size, config.vocab_size)
         init_fan_in(self)
 
-    def forward(self, tokens: Tensor, mask: Mask | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, mask: Mask | None = None, cache: KVCache | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """(B, T) -> (B, T, V)."""
         return self.table(tokens)
 
@@ -77,10 +79,12 @@ class Embedded(LanguageModel):
         self.add_body(config)
         init_fan_in(self)
 
-    def forward(self, tokens: Tensor, mask: Mask | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, mask: Mask | None = None, cache: KVCache | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """(B, T) -> (B, T, V). With a cache, `tokens` are the new ones only. Raises ValueError past n_ctx."""
         start = cache.length if cache else 0
-        x = self.drop(self.tok_emb(tokens) + self.pos_emb(start, tokens.shape[1]))  # (B, T, D)
+        x = self.drop(self.tok_emb(tokens) + self.pos_emb(start, tokens.shape[1], positions))  # (B, T, D)
         x = self.body(x, mask or Mask(causal=True), cache)  # (B, T, D)
         return self.tok_emb.logits(x)  # (B, T, V)
 

@@ -12,7 +12,7 @@ from classiclm.nn.cache import KVCache
 
 
 class LanguageModel(nn.Module):
-    """`model(tokens, cache=None) -> logits`: (B, T) token ids -> (B, T, V).
+    """`model(tokens, mask=None, cache=None, positions=None) -> logits`: (B, T) token ids -> (B, T, V).
 
     A subclass sets `config` (its paper's Config). `n_ctx` is the longest input, None if there is no limit;
     `n_attention` counts the attention layers that a cache has to serve.

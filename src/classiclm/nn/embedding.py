@@ -31,8 +31,13 @@ class PositionEmbedding(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_ctx, d_model))
 
-    def forward(self, start: int, length: int) -> Tensor:  # -> (T, D)
-        """Rows start ... start + length - 1. Raises ValueError past n_ctx: there is no row for such a position."""
+    def forward(self, start: int, length: int, positions: Tensor | None = None) -> Tensor:  # -> (T, D) or (B, T, D)
+        """Rows start ... start + length - 1, or those of `positions` (B, T) where each sequence begins elsewhere.
+
+        Raises ValueError past n_ctx: there is no row for such a position.
+        """
+        if positions is not None:
+            return F.embedding(positions, self.weight)  # (B, T, D)
         if start + length > len(self.weight):
             raise ValueError(f"position {start + length - 1} is past the last of n_ctx = {len(self.weight)}")
-        return self.weight[start : start + length]
+        return self.weight[start : start + length]  # (T, D)

@@ -45,6 +45,9 @@ class Mask:
         if self.causal and (n_queries > 1 or self.window is not None):
             band = _band(n_queries, n_keys, self.window, device)  # (T, S)
             allowed = band if allowed is None else allowed & band
+        if self.keep is not None and allowed is not None:
+            # A padded position may see nothing; a softmax over nothing is NaN, which would spread. Nobody reads it.
+            allowed = allowed | ~allowed.any(dim=-1, keepdim=True)
         return allowed
 
 

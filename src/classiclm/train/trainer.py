@@ -100,7 +100,8 @@ class Trainer:
             name: tensor.to(self.plan.device, non_blocking=True) for name, tensor in self.task.batches(step).items()
         }
         counts = self.task.objective.counts(batch)
-        rate = learning_rate(step, self.config)
+        n_tokens = batch["inputs"].numel()
+        rate = learning_rate(step, self.state.tokens + n_tokens, self.config)
         logged = self._will_log(step + 1)
         began = self._now(logged)
         loss = torch.zeros((), device=self.plan.device)
@@ -110,7 +111,6 @@ class Trainer:
             self.scaler.scale(part).backward()
             loss += part.detach()
         norm = self._update(rate, look=logged or self.plan.device == "cpu")
-        n_tokens = batch["inputs"].numel()
         self.state.step, self.state.tokens = step + 1, self.state.tokens + n_tokens
         if not logged:
             return {}
@@ -119,7 +119,7 @@ class Trainer:
         return {"step": self.state.step, "tokens": self.state.tokens, **numbers}
 
     def _micro_batches(self, batch: Batch) -> Iterator[Batch]:
-        size, n = self.plan.micro_batch, self.config.batch
+        size, n = self.plan.micro_batch, len(batch["inputs"])
         return ({name: tensor[i : i + size] for name, tensor in batch.items()} for i in range(0, n, size))
 
     def _update(self, rate: float, look: bool) -> Tensor:
