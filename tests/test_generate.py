@@ -7,7 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classiclm.generate.sample import Sampling, draw, generate, keep_top_k, keep_top_p, window_start
+from classiclm.generate.sample import (
+    Sampling,
+    draw,
+    generate,
+    generate_texts,
+    keep_top_k,
+    keep_top_p,
+    stream,
+    window_start,
+)
+from classiclm.models import gpt3
 from classiclm.models.gpt2 import GPT2, Config
 
 
@@ -98,7 +108,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(weights, p):
 
 def test_draws_follow_the_tempered_distribution():
     logits = torch.tensor([[0.0, 1.0, 2.0]]).expand(40_000, 3)
-    generator = torch.Generator().manual_seed(0)
+    generator = [torch.Generator().manual_seed(0)] * 40_000
     drawn = draw(logits, Sampling(temperature=0.5), generator)
     expected = (torch.tensor([0.0, 1.0, 2.0]) / 0.5).softmax(0)
     assert torch.allclose(torch.bincount(drawn) / 40_000, expected, atol=0.01)
@@ -113,6 +123,57 @@ def test_draws_follow_the_tempered_distribution():
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         generate(small_model(), torch.tensor([[1]]), 3, **bad)
+
+
+def banded_model():
+    torch.manual_seed(9)
+    model = gpt3.GPT3(gpt3.Config(3, 24, 3, n_ctx=16, vocab_size=31, band=4)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model
+
+
+@given(st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=40), min_size=1, max_size=5), st.integers(0, 9))
+@settings(max_examples=15, deadline=None)
+@pytest.mark.parametrize("make", [small_model, banded_model])
+def test_a_ragged_batch_writes_what_its_texts_would_one_by_one(make, prompts, seed):
+    """Greedy and seeded, with a cache and without, prompts longer than n_ctx among them."""
+    model = make()
+    for how in ({"temperature": 0}, {"temperature": 1.0, "top_k": 9, "top_p": 0.9}):
+        together = generate_texts(model, prompts, 25, seed=seed, **how)
+        assert together == generate_texts(model, prompts, 25, seed=seed, use_cache=False, **how)
+        for i, prompt in enumerate(prompts):
+            assert generate_texts(model, [prompt], 25, seed=seed + i, **how) == [together[i]]
+
+
+def test_equal_prompts_in_a_batch_draw_different_texts():
+    a, b = generate_texts(small_model(), [[1, 2], [1, 2]], 30, temperature=1.0)
+    assert a != b
+
+
+def test_a_text_ends_behind_its_own_stop_id():
+    model, prompts = small_model(), [[1], [2, 3]]
+    whole = generate_texts(model, prompts, 40, temperature=1.0)
+    stop = whole[0][12]
+    for text, full in zip(generate_texts(model, prompts, 40, temperature=1.0, stop_ids={stop}), whole, strict=True):
+        new = full[2:] if full[:2] == [2, 3] else full[1:]
+        length = new.index(stop) + 1 if stop in new else 40
+        assert text == full[: len(full) - 40 + length]
+
+
+def test_log_probabilities_are_the_models_own():
+    model, text = small_model(), [3, 5]
+    for step in stream(model, [text], 8, Sampling(0.7, top_k=3), seed=1):
+        expected = model(torch.tensor([text]))[0, -1].log_softmax(0)[step.tokens[0]]
+        assert step.log_probabilities[0] == pytest.approx(expected.item(), abs=1e-4)
+        text = [*text, step.tokens[0]]
+
+
+@pytest.mark.parametrize("bad", [-1, 31, 2**31, 2**63, 1.0, True])
+def test_ids_that_are_no_tokens_are_refused_before_they_reach_the_model(bad):
+    with pytest.raises(ValueError, match="from 0 to 30"):
+        generate_texts(small_model(), [[1, bad]], 3)
 
 
 def test_an_empty_prompt_is_refused():
