@@ -31,7 +31,7 @@ def commands(page):
 
 
 def made_small(words):
-    words = ["./small.txt" if word in ("shakespeare", "plays") else word for word in words]
+    words = ["./small.txt" if word in ("shakespeare", "plays", "./my-text") else word for word in words]
     is_training = words[0] != "ladder" or words[1].startswith("-")
     return words + (SMALL.get(words[0], "").split() if is_training else [])
 
