@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from classiclm.data import plays
 
@@ -60,6 +61,18 @@ def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)", text) + re.findall(r"src=\"([^\"]+)\"", text)
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_recipes_resolve_and_say_their_command_cost_and_what_to_expect(recipe, cli):
+    code, out, err = cli("train", "--config", recipe, "--print_config")
+    assert code == 0, err
+    tree, given = yaml.safe_load(out), yaml.safe_load(recipe.read_text())
+    sizes = given.pop("model")
+    assert sizes.items() <= tree["model"].items()
+    assert {key: float(tree[key]) if key == "lr" else tree[key] for key in given} == given | {"lr": float(given["lr"])}
+    for word in ("classiclm train --config recipes/", "# Cost ", "# Expect ", "# Source "):
+        assert word in recipe.read_text()
 
 
 def test_the_readme_names_every_command(cli):

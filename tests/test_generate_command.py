@@ -18,18 +18,8 @@ def run(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("generate")
     (folder / "plays.txt").write_text(plays.generate(30_000, seed=3))
-    sizes = [
-        "--model.n_layers",
-        "2",
-        "--model.d_model",
-        "16",
-        "--model.n_heads",
-        "2",
-        "--model.n_ctx",
-        "16",
-        "--model.band",
-        "4",
-    ]
+    numbers = {"n_layers": 2, "d_model": 16, "n_heads": 2, "n_ctx": 16, "band": 4}
+    sizes = [word for name, value in numbers.items() for word in (f"--model.{name}", str(value))]
     train = ["train", "gpt3-tiny", "--data", str(folder / "plays.txt"), "--steps", "5", "--device", "cpu", *sizes]
     assert main([*train, "--out", str(folder / "run")]) == 0
     return folder / "run"
