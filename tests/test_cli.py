@@ -388,3 +388,28 @@ def test_the_printed_config_starts_the_same_run(cli, tmp_path):
 
 def test_the_table_of_commands_and_the_usage_agree():
     assert all(text in module.usage() for text in COMMANDS.values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the name of an open file in /proc")
+def test_a_full_disk_is_a_resource_error_that_leaves_the_old_checkpoints_whole(cli, trained, tmp_path, monkeypatch):
+    """As a full disk does it: the bytes are taken and the flush fails."""
+    run = tmp_path / "run"
+    shutil.copytree(trained / "run", run)
+    before = {path: path.read_bytes() for path in sorted((run / "checkpoints").rglob("*")) if path.is_file()}
+    config = (run / "config.yaml").read_text().replace("steps: 2\n", "steps: 9\n")
+    (tmp_path / "longer.yaml").write_text(config)
+    real = os.fsync
+
+    def fsync(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").find("step-00000009") >= 0:
+            raise OSError(28, "No space left on device")
+        return real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    code, out, err = cli("train", "--config", tmp_path / "longer.yaml", "--out", run)
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert (code, out) == (RESOURCE, "")
+    assert len(lines) == 1
+    assert "No space left on device" in lines[0]
+    assert "Fix: " in lines[0]
+    assert {path: path.read_bytes() for path in sorted((run / "checkpoints").rglob("*")) if path.is_file()} == before
