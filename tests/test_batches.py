@@ -6,9 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from classiclm.config import Recipe
 from classiclm.data.batches import Windows, derive, evaluation_batches, shuffled
 from classiclm.data.splits import Split
 from classiclm.errors import BAD_INPUT, Error
+
+
+def windows_of(split, n_ctx, batch, seed):
+    return Windows(split, n_ctx, Recipe(batch=batch), seed)
 
 
 def split_of(n, fingerprint="f"):
@@ -92,7 +97,7 @@ SIZES = {
 @given(**SIZES)
 def test_targets_are_the_inputs_one_later_and_lie_inside_the_text(n_ctx, extra, batch, seed):
     n = n_ctx + 1 + extra
-    windows = Windows(split_of(n), n_ctx, batch, seed)
+    windows = windows_of(split_of(n), n_ctx, batch, seed)
     for step in (0, 1, 7, 10**6):
         made = windows(step)
         assert made["inputs"].shape == made["targets"].shape == (batch, n_ctx)
@@ -106,7 +111,7 @@ def test_targets_are_the_inputs_one_later_and_lie_inside_the_text(n_ctx, extra, 
 @settings(deadline=None, max_examples=200)
 @given(**SIZES)
 def test_each_epoch_visits_each_of_its_windows_once_across_the_edges_of_batches(n_ctx, extra, batch, seed):
-    windows = Windows(split_of(n_ctx + 1 + extra), n_ctx, batch, seed)
+    windows = windows_of(split_of(n_ctx + 1 + extra), n_ctx, batch, seed)
     per_epoch, epochs = windows.n_windows, 4
     seen = starts(windows, range(-(-epochs * per_epoch // batch)))
     for epoch in range(epochs):
@@ -117,16 +122,16 @@ def test_each_epoch_visits_each_of_its_windows_once_across_the_edges_of_batches(
 
 
 def test_a_batch_depends_on_its_step_alone():
-    windows = Windows(split_of(500), 8, 5, seed=3)
+    windows = windows_of(split_of(500), 8, 5, seed=3)
     forwards = [windows(step)["inputs"] for step in range(60)]
-    again = Windows(split_of(500), 8, 5, seed=3)
+    again = windows_of(split_of(500), 8, 5, seed=3)
     for step in reversed(range(60)):
         assert torch.equal(again(step)["inputs"], forwards[step])
         assert torch.equal(windows(step)["inputs"], forwards[step])
 
 
 def test_the_order_and_the_offset_change_from_epoch_to_epoch():
-    windows = Windows(split_of(1000), 10, windows_per_epoch := 99, seed=1)
+    windows = windows_of(split_of(1000), 10, windows_per_epoch := 99, 1)
     assert windows.n_windows == windows_per_epoch
     epochs = [starts(windows, [epoch]) for epoch in range(6)]
     assert len({tuple(epoch - epoch.min()) for epoch in epochs}) == 6
@@ -135,7 +140,7 @@ def test_the_order_and_the_offset_change_from_epoch_to_epoch():
 
 @pytest.mark.parametrize("n", [101, 105, 109])
 def test_in_the_long_run_every_token_but_the_first_is_a_target(n):
-    windows = Windows(split_of(n), 10, 1, seed=0)
+    windows = windows_of(split_of(n), 10, 1, seed=0)
     met = {int(t) for step in range(300 * windows.n_windows) for t in windows(step)["targets"].flatten()}
     assert met == set(range(1, n))
 
@@ -143,8 +148,8 @@ def test_in_the_long_run_every_token_but_the_first_is_a_target(n):
 @pytest.mark.parametrize("other", [("f", 4), ("g", 3)])
 def test_another_seed_or_another_text_gives_another_order(other):
     fingerprint, seed = other
-    a = starts(Windows(split_of(2000), 8, 50, 3), range(4))
-    b = starts(Windows(split_of(2000, fingerprint), 8, 50, seed), range(4))
+    a = starts(windows_of(split_of(2000), 8, 50, 3), range(4))
+    b = starts(windows_of(split_of(2000, fingerprint), 8, 50, seed), range(4))
     assert not np.array_equal(a, b)
 
 
@@ -152,17 +157,17 @@ def test_another_seed_or_another_text_gives_another_order(other):
 @given(a=st.integers(1, 20), b=st.integers(1, 20))
 def test_the_order_of_the_samples_does_not_depend_on_the_batch_size(a, b):
     n = 200
-    first = starts(Windows(split_of(300), 7, a, 1), range(-(-n // a)))[:n]
-    second = starts(Windows(split_of(300), 7, b, 1), range(-(-n // b)))[:n]
+    first = starts(windows_of(split_of(300), 7, a, 1), range(-(-n // a)))[:n]
+    second = starts(windows_of(split_of(300), 7, b, 1), range(-(-n // b)))[:n]
     assert np.array_equal(first, second)
 
 
 def test_a_text_that_just_fills_a_window_is_enough_and_one_less_is_not():
     for n_ctx in (1, 2, 16):
-        made = Windows(split_of(n_ctx + 1), n_ctx, 3, 0)(5)
+        made = windows_of(split_of(n_ctx + 1), n_ctx, 3, 0)(5)
         assert made["inputs"].tolist() == [list(range(n_ctx))] * 3
         with pytest.raises(Error) as caught:
-            Windows(split_of(n_ctx), n_ctx, 3, 0)
+            windows_of(split_of(n_ctx), n_ctx, 3, 0)
         assert caught.value.code == BAD_INPUT
         assert f"{n_ctx} tokens" in str(caught.value)
         assert "--model.n_ctx" in str(caught.value)

@@ -202,7 +202,13 @@ def test_the_rate_by_tokens_warms_up_falls_to_a_tenth_and_stays():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"warmup_tokens": 5}, {"decay_tokens": 5}, {"warmup_tokens": 9, "decay_tokens": 9}, {"ramp_from": 65}]
+    "bad",
+    [
+        {"warmup_tokens": 5},
+        {"decay_tokens": 5},
+        {"warmup_tokens": 9, "decay_tokens": 9},
+        {"ramp_tokens": 9, "ramp_from": 65},
+    ],
 )
 def test_recipes_that_contradict_themselves_are_refused(bad):
     with pytest.raises(ValueError, match=r"tokens|ramp_from"):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from classiclm.errors import USAGE, Error
 from classiclm.train import machine
-from classiclm.train.machine import Machine, choose_micro_batch, choose_precision, look
+from classiclm.train.machine import Machine, Sizes, choose_compile, choose_micro_batch, choose_precision, look
 from classiclm.train.progress import Clock, describe, format_seconds
 
 CPU = Machine("cpu", "a CPU", bf16=False, fp16=False, memory=8 << 30)
@@ -21,37 +21,57 @@ MAC = Machine("mps", "Apple arm64", bf16=False, fp16=False, memory=16 << 30)
 # Micro-batches
 
 
-def fits(n, n_ctx, d_ff, n_layers, vocab_size, here):
-    """The rule in its own words: 24 MiB of fp32 activations on a CPU; half a GPU's memory for what is kept."""
+def fits(n, sizes, precision, here):
+    """The rule in its own words: 24 MiB of fp32 activations on a CPU; half of what a model leaves of a GPU's memory."""
+    tokens = n * sizes.n_ctx
     if here.device == "cpu":
-        return n * n_ctx * d_ff * 4 <= 24 * 2**20
-    return n * n_ctx * (n_layers * d_ff * 18 + vocab_size * 12) <= here.memory // 2
+        return tokens * max(sizes.d_ff, sizes.vocab_size) * 4 <= 24 * 2**20
+    kept = 9 * sizes.n_layers * sizes.d_ff * (4 if precision == "fp32" else 2) + 3 * sizes.vocab_size * 4
+    return tokens * kept <= int((here.memory - 16 * sizes.n_params) / 2)
 
 
-@settings(deadline=None, max_examples=300)
 @given(
     batch=st.integers(1, 600),
-    n_ctx=st.integers(1, 2048),
-    d_ff=st.integers(4, 20_000),
-    n_layers=st.integers(1, 48),
-    vocab_size=st.sampled_from([65, 50_257]),
-    here=st.sampled_from([CPU, NEW_GPU, MAC]),
+    sizes=st.builds(
+        Sizes,
+        n_ctx=st.sampled_from([8, 64, 256, 1024]),
+        d_ff=st.sampled_from([32, 512, 1536, 3072, 6400]),
+        n_layers=st.integers(1, 48),
+        vocab_size=st.sampled_from([65, 512, 50_257]),
+        n_params=st.sampled_from([10**5, 10**8, 10**9]),
+    ),
+    precision=st.sampled_from(["fp32", "bf16"]),
+    here=st.sampled_from([CPU, OLD_GPU, NEW_GPU, MAC]),
 )
-def test_the_micro_batch_is_the_largest_divisor_that_fits(batch, n_ctx, d_ff, n_layers, vocab_size, here):
-    sizes = (n_ctx, d_ff, n_layers, vocab_size, here)
-    chosen = choose_micro_batch(batch, *sizes)
+def test_the_micro_batch_is_the_largest_divisor_that_fits(batch, sizes, precision, here):
+    chosen = choose_micro_batch(batch, sizes, precision, here)
     divisors = [d for d in range(1, batch + 1) if batch % d == 0]
-    assert chosen == max([d for d in divisors if fits(d, *sizes)], default=1)
+    assert chosen == max([d for d in divisors if fits(d, sizes, precision, here)], default=1)
 
 
-def test_a_model_too_large_for_any_cache_still_gets_one_sequence_at_a_time():
-    assert choose_micro_batch(64, 2048, 100_000, 96, 50_257, CPU) == 1
-    assert choose_micro_batch(1, 8, 8, 1, 65, CPU) == 1
+def test_a_model_too_large_for_any_memory_still_gets_one_sequence_at_a_time():
+    assert choose_micro_batch(64, Sizes(2048, 100_000, 96, 50_257, 10**9), "bf16", CPU) == 1
+    assert choose_micro_batch(64, Sizes(2048, 50_000, 96, 50_257, 10**12), "bf16", NEW_GPU) == 1
+    assert choose_micro_batch(1, Sizes(8, 8, 1, 65, 100), "fp32", CPU) == 1
 
 
 def test_an_enormous_batch_is_decided_at_once():
-    assert choose_micro_batch(2**31 - 1, 64, 512, 4, 65, CPU) == 1  # a prime
-    assert choose_micro_batch(2**30, 256, 1536, 6, 65, CPU) == 16
+    assert choose_micro_batch(2**31 - 1, Sizes(64, 512, 4, 65, 10**6), "fp32", CPU) == 1  # a prime
+    assert choose_micro_batch(2**30, Sizes(256, 1536, 6, 65, 10**7), "fp32", CPU) == 16
+
+
+def test_a_wide_vocabulary_counts():
+    """At 50,257 tokens the logits are wider than the MLP: validation and training take fewer windows at once."""
+    small, large = Sizes(1024, 3072, 12, 512, 10**8), Sizes(1024, 3072, 12, 50_257, 10**8)
+    assert choose_micro_batch(64, large, "fp32", CPU) == 1 < choose_micro_batch(64, small, "fp32", CPU)
+
+
+def test_compiling_is_for_gpus_and_comes_with_its_reason():
+    assert choose_compile("auto", CPU)[0] is False
+    assert choose_compile("auto", MAC)[0] is False
+    assert choose_compile(True, CPU) == (True, "compiled, as asked")
+    assert choose_compile(False, NEW_GPU)[0] is False
+    assert all(choose_compile(asked, CPU)[1] for asked in (True, False, "auto"))
 
 
 # Precision

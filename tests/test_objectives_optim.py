@@ -162,7 +162,7 @@ def expected_rate(step, r):
 @settings(deadline=None, max_examples=100)
 @given(RECIPES)
 def test_the_learning_rate_rises_linearly_then_falls_along_half_a_cosine(recipe):
-    rates = [learning_rate(step, recipe) for step in range(recipe.steps + 20)]
+    rates = [learning_rate(step, 0, recipe) for step in range(recipe.steps + 20)]
     assert rates == pytest.approx([expected_rate(step, recipe) for step in range(len(rates))], rel=1e-9, abs=1e-12)
     up, down = rates[: recipe.warmup + 1], rates[recipe.warmup :]
     assert up == sorted(up)
@@ -174,16 +174,16 @@ def test_the_learning_rate_rises_linearly_then_falls_along_half_a_cosine(recipe)
 
 def test_the_last_update_is_as_good_as_at_the_floor():
     recipe = Recipe(lr=1.0, lr_floor=0.1, warmup=100, steps=5000)
-    assert learning_rate(recipe.steps - 1, recipe) == pytest.approx(0.1, abs=1e-6)
-    assert learning_rate(0, recipe) == pytest.approx(1 / 101)
-    middle = learning_rate((recipe.warmup + recipe.steps) // 2, recipe)
+    assert learning_rate(recipe.steps - 1, 0, recipe) == pytest.approx(0.1, abs=1e-6)
+    assert learning_rate(0, 0, recipe) == pytest.approx(1 / 101)
+    middle = learning_rate((recipe.warmup + recipe.steps) // 2, 0, recipe)
     assert middle == pytest.approx((1 + 0.1) / 2)
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0, 1), (1, 1), (5, 5), (10, 5)])
 def test_a_run_as_short_as_its_warm_up_still_has_a_rate(warmup, steps):
     recipe = Recipe(lr=0.5, warmup=warmup, steps=steps)
-    assert all(0 < learning_rate(step, recipe) <= 0.5 for step in range(steps + 1))
+    assert all(0 < learning_rate(step, 0, recipe) <= 0.5 for step in range(steps + 1))
 
 
 # Parameter groups

@@ -134,7 +134,7 @@ def test_the_rows_say_what_happened(config, tmp_path):
     assert [row["step"] for row in rows] == [1, 3, 6, 9, 10, 12, 15, 18, 20, 21, 24, 27, 30]
     assert [row["step"] for row in rows if "val_loss" in row] == [10, 20, 30]
     assert all(row["tokens"] == row["step"] * 6 * 12 for row in rows)
-    assert all(row["lr"] == learning_rate(row["step"] - 1, config) for row in rows)
+    assert all(row["lr"] == learning_rate(row["step"] - 1, row["tokens"], config) for row in rows)
     assert all(row["tokens_per_s"] > 0 for row in rows)
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
 

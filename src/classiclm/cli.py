@@ -3,6 +3,7 @@
 Each command is a module with `main(argv, prog) -> exit code`, and stands in the table below with its one line of help.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -10,7 +11,9 @@ import traceback
 from collections.abc import Sequence
 
 from classiclm import __version__
-from classiclm.errors import BUG, RESOURCE, Error, did_you_mean
+from classiclm.errors import BAD_INPUT, BUG, RESOURCE, Error, did_you_mean
+
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 COMMANDS = {
     "demo": "train the twelve rungs of the ladder in minutes, print the table, write the report",
@@ -57,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         print(f"error: {_sentence(e)}", file=sys.stderr)
-        return e.code if isinstance(e, Error) else RESOURCE if _out_of_memory(e) else BUG
+        return _exit_code(e)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
@@ -76,9 +79,20 @@ def _dispatch(argv: list[str]) -> int:
     return module.main(argv[1:], f"classiclm {argv[0]}")
 
 
+def _exit_code(e: Exception) -> int:
+    if isinstance(e, Error):
+        return e.code
+    if isinstance(e, OSError):
+        return RESOURCE if e.errno in _OUTPUT_ERRORS else BAD_INPUT
+    return RESOURCE if _out_of_memory(e) else BUG
+
+
 def _sentence(e: Exception) -> str:
     if isinstance(e, Error):
         return " ".join(str(e).splitlines())
+    if isinstance(e, OSError):
+        what = str(e.filename)[:200] if e.filename else "system"
+        return f"{what}: {e.strerror or e}. Fix: name a file or folder that can be used, with enough free space."
     if _out_of_memory(e):
         return "memory: this machine ran out of it. Fix: use a smaller --micro_batch or model."
     text = " ".join(f"{type(e).__name__}: {e}".split())
@@ -86,5 +100,6 @@ def _sentence(e: Exception) -> str:
 
 
 def _out_of_memory(e: Exception) -> bool:
-    torchs = type(e).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(e)  # a GPU's and the CPU's
-    return isinstance(e, MemoryError) or torchs
+    words = ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # torch has no class for these
+    named = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"
+    return named or (isinstance(e, RuntimeError) and any(word in str(e) for word in words))

@@ -69,7 +69,7 @@ class Recipe:
             raise ValueError("warmup_tokens and decay_tokens go together")
         if self.decay_tokens is not None and self.warmup_tokens is not None and self.decay_tokens <= self.warmup_tokens:
             raise ValueError("decay_tokens should be more than warmup_tokens")
-        if self.ramp_from > self.batch:
+        if self.ramp_tokens and self.ramp_from > self.batch:
             raise ValueError(f"ramp_from = {self.ramp_from} is more than batch = {self.batch}")
 
 

@@ -18,7 +18,12 @@ from classiclm.errors import RESOURCE, Error
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
-_TEMPORARY = ".tmp-"
+_TEMPORARY = ".classiclm-tmp-"  # a name of our own: whatever bears it may be swept
+
+
+def is_path(name_or_path: str) -> bool:
+    """A string with a separator in it is a path, else a name."""
+    return "/" in name_or_path or "\\" in name_or_path
 
 
 def sha256(data: bytes) -> str:
@@ -82,11 +87,8 @@ def publish_folder(path: Path, files: Mapping[str, bytes], info: Mapping[str, ob
         _flush_folder(path.parent)
 
 
-def defect(path: Path, sums: bool = True) -> str | None:
-    """What is wrong with a published folder, in words; None if every file is as its manifest says.
-
-    sums=False compares sizes only, for folders that this process has verified or written itself.
-    """
+def defect(path: Path) -> str | None:
+    """What is wrong with a published folder, in words; None if every file is as its manifest says."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         if manifest["format"] != FORMAT:
@@ -95,8 +97,7 @@ def defect(path: Path, sums: bool = True) -> str | None:
             file = path / name
             if not file.is_file():
                 return f"lacks {name}"
-            whole = file.stat().st_size == expected["size"]
-            if not whole or (sums and sha256_of_file(file) != expected["sha256"]):
+            if file.stat().st_size != expected["size"] or sha256_of_file(file) != expected["sha256"]:
                 return f"has a damaged {name}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"has no readable {MANIFEST}"

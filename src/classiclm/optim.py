@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable
 
-import torch
 from torch import nn
 from torch.optim import AdamW
 
@@ -42,5 +41,4 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
     """AdamW (Loshchilov and Hutter 2019) in one fused kernel; its learning rate is set anew at every step."""
     groups = parameter_groups(model.named_parameters(), recipe.weight_decay)
     betas = (recipe.beta1, recipe.beta2)
-    fused = next(model.parameters()).device.type in ("cpu", "cuda", "mps")
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, eps=recipe.eps, fused=fused)
+    return AdamW(groups, lr=recipe.lr, betas=betas, eps=recipe.eps, fused=True)

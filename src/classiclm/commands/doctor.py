@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from classiclm import __version__
-from classiclm.commands.tables import console, table
+from classiclm.commands.tables import show, table
 from classiclm.config import parse_flags, validate
 from classiclm.data.corpora import NAMES, SHAKESPEARE
 from classiclm.data.locate import cache_folder, find
@@ -48,7 +48,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     made.add_row("named corpora", ", ".join(NAMES))
     for check in checks:
         made.add_row(check.name, f"{'ok' if check.ok else 'WRONG'}: differs by {check.error:.1e} (bar {check.bar:.0e})")
-    console().print(made)
+    show(made)
     return 0 if all(check.ok for check in checks) else 1
 
 

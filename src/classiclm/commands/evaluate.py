@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from classiclm import registry
-from classiclm.commands.tables import console, table
+from classiclm.commands.tables import show, table
 from classiclm.config import Positional, load_yaml, parse_flags, validate
 from classiclm.data.batches import evaluation_batches
 from classiclm.data.corpora import Data
@@ -17,7 +17,7 @@ from classiclm.errors import BAD_INPUT, Error
 from classiclm.objectives import CausalLM, mean_loss
 from classiclm.train import machine
 
-_BATCH = 32  # windows at once
+_LOGITS = 1 << 26  # numbers at once: 256 MB in fp32
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     for row in rows:
         numbers = [f"{row[key]:.4f}" for key in ("loss", "perplexity", "bits_per_char", "bits_per_byte")]
         made.add_row(row["run"], row["model"], f"{row['data']}, {row['split']}", str(row["step"]), *numbers)
-    console().print(made)
+    show(made)
     return 0
 
 
@@ -59,7 +59,8 @@ def measure(run: str, flags: EvaluateFlags) -> dict[str, Any]:
     data = prepare_text(data_config, loaded.tokenizer)
     split = data.split(flags.split)
     n_ctx = loaded.model.n_ctx or loaded.model.config.n_ctx
-    loss = mean_loss(loaded.model, CausalLM(), evaluation_batches(split, n_ctx, _BATCH))
+    batch = max(1, _LOGITS // (n_ctx * data.tokenizer.vocab_size))
+    loss = mean_loss(loaded.model, CausalLM(), evaluation_batches(split, n_ctx, batch))
     bits = loss * (len(split.tokens) - 1) / math.log(2)
     return {
         "run": run,

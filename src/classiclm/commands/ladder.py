@@ -16,8 +16,8 @@ from rich.text import Text
 from classiclm import registry
 from classiclm.commands.ladder_report import render
 from classiclm.commands.runs import make_trainer
-from classiclm.commands.tables import console, table
-from classiclm.config import NonNegative, parse_flags, validate
+from classiclm.commands.tables import console, show, table
+from classiclm.config import NonNegative, load_yaml, parse_flags, validate
 from classiclm.data.corpora import Data, entropy_floor
 from classiclm.data.splits import TextData, prepare_text
 from classiclm.data.tokenizers import Tokenizer
@@ -123,10 +123,18 @@ def _trainer(out: Path, rung: int, flags: LadderFlags, data: TextData) -> Traine
         log_every=max(1, steps // 100),
         eval_every=max(1, steps // _CURVE_POINTS),
         save_every=max(1, steps // 4),
-        keep=1,
+        compile=False,  # twelve small models: compiling would take longer than training them
         model=preset.config,
     )
+    _check_budget(out / f"rung-{rung:02d}", steps)
     return make_trainer(out / f"rung-{rung:02d}", config, f"rung {rung}, {LADDER[rung - 1].name}", data)
+
+
+def _check_budget(run: Path, steps: int) -> None:
+    """A rung that was trained with another budget is no part of this ladder. Raises Error (exit 2)."""
+    path = run / "config.yaml"
+    if path.is_file() and (old := load_yaml(path).get("steps")) != steps:
+        raise Error(run, f"was trained with a budget of {old} steps, not {steps}", "choose another --out or --budget")
 
 
 def _row(rung: int, trainer: Trainer, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -194,7 +202,7 @@ def _print_results(rows: list[dict[str, Any]], bars: dict[str, float], out: Path
         lines = row["sample"].splitlines()
         line = next((line for line in lines[1:] if len(line) > 20), " ".join(lines))
         made.add_row(str(row["rung"]), row["name"], *numbers, Text(line[:rest]))
-    screen.print(made)
+    show(made)
     known = ", ".join(f"{name} {value:.3f}" for name, value in bars.items())
     screen.print(f"nats per character on the whole validation split; for comparison: {known}\n")
     screen.print(f"rung {rows[-1]['rung']} writes:\n\n{rows[-1]['sample']}\n", markup=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from classiclm import registry
-from classiclm.commands.tables import console, table
+from classiclm.commands.tables import show, table
 from classiclm.config import parse_flags, validate
 
 _SIZES = ("n_layers", "d_model", "n_heads", "n_ctx", "vocab_size")
@@ -42,4 +42,4 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         sizes = [str(row.get(name, "")) for name in _SIZES]
         made.add_row(row["name"], f"{row['params']:,}", row["paper_params"] or "", *sizes)
-    console().print(made)
+    show(made)

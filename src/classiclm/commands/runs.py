@@ -13,7 +13,7 @@ from classiclm.config import load_yaml, merge, parse_flags, validate, with_model
 from classiclm.data.batches import Windows, evaluation_batches
 from classiclm.data.splits import TextData, prepare_text
 from classiclm.errors import Error
-from classiclm.nn.attention import set_attention_path
+from classiclm.nn.attention import choose_path, set_attention_path
 from classiclm.objectives import CausalLM
 from classiclm.train import machine
 from classiclm.train.progress import say
@@ -55,11 +55,16 @@ def make_trainer(run: Path, config: TrainConfig, label: str = "train", data: Tex
     preset = registry.preset(str(config.preset))
     data = data or prepare_text(config.data, config.tokenizer)
     config = _with_vocabulary(config, data)
-    plan = _plan(config)
+    plan = _plan(config, registry.count_parameters(dataclasses.replace(preset, config=config.model)))
     config = dataclasses.replace(
-        config, device=plan.device, precision=plan.precision, micro_batch=plan.micro_batch, compile=plan.compile
+        config,
+        device=plan.device,
+        precision=plan.precision,
+        micro_batch=plan.micro_batch,
+        compile=plan.compile,
+        attention=_attention(config, plan),
     )
-    task = _task(preset, config, data)  # before the model: a text that is too short is found out at once
+    task = _task(preset, config, plan, data)  # before the model: a text that is too short is found out at once
     torch.manual_seed(config.seed)
     model = preset.module.build(config.model)
     set_attention_path(model, config.attention)
@@ -80,36 +85,46 @@ def check_vocabulary(given: dict[str, Any], data: TextData) -> None:
         raise Error("model.vocab_size", why, "leave it out; it always comes from the tokenizer")
 
 
-def _plan(config: TrainConfig) -> machine.Plan:
+def _plan(config: TrainConfig, n_params: int) -> machine.Plan:
     here = machine.look(config.device)
     precision, why = machine.choose_precision(config.precision, here)
     micro_batch = config.micro_batch
     if micro_batch == "auto":
-        m = config.model
-        d_ff = getattr(m, "d_ff", None) or 4 * m.d_model
-        micro_batch = machine.choose_micro_batch(config.batch, m.n_ctx, d_ff, m.n_layers, m.vocab_size, here)
-    compiled = here.device == "cuda" if config.compile == "auto" else bool(config.compile)
-    return machine.Plan(here.device, precision, min(int(micro_batch), config.batch), compiled, (here.name, why))
+        micro_batch = machine.choose_micro_batch(config.batch, _sizes(config.model, n_params), precision, here)
+    compiled, why_compiled = machine.choose_compile(config.compile, here)
+    reasons = (here.name, why, why_compiled)
+    return machine.Plan(here.device, precision, min(int(micro_batch), config.batch), compiled, reasons)
+
+
+def _attention(config: TrainConfig, plan: machine.Plan) -> Any:
+    if config.attention != "auto":
+        return config.attention
+    return choose_path(torch.device(plan.device), config.model.n_ctx, config.model.dropout > 0)
+
+
+def _sizes(model: Any, n_params: int) -> machine.Sizes:
+    d_ff = getattr(model, "d_ff", None) or 4 * model.d_model
+    return machine.Sizes(model.n_ctx, d_ff, model.n_layers, model.vocab_size, n_params)
 
 
 def describe(plan: machine.Plan, config: TrainConfig, n_params: int, data: TextData) -> str:
     """The one line about device, precision and batch."""
-    name, why = plan.reasons
+    name, why, why_compiled = plan.reasons
     tokens = config.batch * config.model.n_ctx
     return (
         f"{config.preset}: {n_params:,} parameters on {data.name} ({len(data.train.tokens):,} tokens); {name}; "
         f"{plan.precision} ({why}); {config.batch} x {config.model.n_ctx} = {tokens:,} tokens a step "
-        f"in micro-batches of {plan.micro_batch}" + ("; compiled" if plan.compile else "")
+        f"in micro-batches of {plan.micro_batch}; {config.attention} attention; {why_compiled}"
     )
 
 
-def _task(preset: registry.Preset, config: TrainConfig, data: TextData) -> Task:
+def _task(preset: registry.Preset, config: TrainConfig, plan: machine.Plan, data: TextData) -> Task:
     n_ctx = config.model.n_ctx
     info = {"family": preset.family, "preset": preset.name, "config": dataclasses.asdict(config.model)}
     return Task(
         objective=CausalLM(),
         batches=Windows(data.train, n_ctx, config, config.seed),
-        validation=lambda n_windows: evaluation_batches(data.val, n_ctx, config.batch, n_windows),
+        validation=lambda n_windows: evaluation_batches(data.val, n_ctx, plan.micro_batch, n_windows),
         tokens_per_byte=(len(data.val.tokens) - 1) / data.val.n_bytes,
         fingerprint=data.train.fingerprint,
         files={"model.json": json.dumps(info, indent=1), "tokenizer.json": data.tokenizer.to_json()},

@@ -57,8 +57,10 @@ def report(trainer: Trainer, result: Result) -> int:
     rows = trainer.metrics.rows()
     last = rows[-1] if rows else {}
     best = trainer.state.best
-    say(
-        f"{trainer.run}: step {result.step}, val_loss {last.get('val_loss', float('nan')):.4f} on the whole split, "
-        f"best sampled {best['val_loss']:.4f} at step {int(best['step'])}, {format_seconds(trainer.seconds)}"
-    )
+    parts = [f"{trainer.run}: step {result.step}"]
+    if "val_loss" in last:
+        parts.append(f"val_loss {last['val_loss']:.4f} on the whole split")
+    if best:
+        parts.append(f"best sampled {best['val_loss']:.4f} at step {int(best['step'])}")
+    say(", ".join([*parts, format_seconds(trainer.seconds)]))
     return 0

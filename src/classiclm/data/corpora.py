@@ -15,6 +15,7 @@ from classiclm.config import Rate
 from classiclm.data import plays
 from classiclm.data.locate import Download, find, locate
 from classiclm.errors import BAD_INPUT, USAGE, Error, did_you_mean
+from classiclm.files import is_path
 
 SHAKESPEARE = Download(
     "shakespeare/input.txt",
@@ -48,11 +49,6 @@ def read_documents(data: Data) -> list[str]:
         hint = f"write ./{data.name} for the path" if Path(data.name).exists() else did_you_mean(data.name, NAMES)
         raise Error(data.name, "is no named corpus", hint, USAGE)
     return _read_path(Path(data.name), data.errors)
-
-
-def is_path(name_or_path: str) -> bool:
-    """A string with a separator in it is a path, else a name."""
-    return "/" in name_or_path or "\\" in name_or_path
 
 
 def default_corpus() -> str:

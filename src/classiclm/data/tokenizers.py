@@ -16,7 +16,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from classiclm.data.locate import Download, locate
-from classiclm.errors import BAD_INPUT, Error
+from classiclm.errors import BAD_INPUT, USAGE, Error
+from classiclm.files import is_path
 
 END_OF_TEXT = "<|endoftext|>"
 _MAX_VOCAB = 1_000_000
@@ -147,6 +148,11 @@ class ByteBPE(Tokenizer):
         return cls(tokenizer)
 
     def encode(self, text: str) -> list[int]:
+        """Raises Error (exit 3) for half a character (a lone surrogate), which no UTF-8 text has."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise Error("text", "is not Unicode", "give it as UTF-8", BAD_INPUT) from e
         ids: list[int] = []
         for piece in _pieces(text):
             ids += self._tokenizer.encode(piece).ids
@@ -226,4 +232,4 @@ def make_tokenizer(name_or_path: str, training_text: str) -> Tokenizer:
 
 
 def _code_for(name_or_path: str) -> int:
-    return BAD_INPUT if "/" in name_or_path or "\\" in name_or_path else 2
+    return BAD_INPUT if is_path(name_or_path) else USAGE

@@ -29,7 +29,8 @@ def complete(
     stop: str | None = None,
     stop_ids: Collection[int] = (),
 ) -> list[Completion]:
-    """Continue each prompt (token ids, any lengths). The stop text and the token that ends a completion are left out.
+    """Continue each prompt (token ids, any lengths). The token that ends a completion is left out, and so is the stop
+    text; `tokens` keep those that it came from.
 
     Raises ValueError for an empty prompt or an id that is no token.
     """

@@ -28,7 +28,7 @@ class Config(gpt2.Config):
 
 
 # Table 2.1, with two misprints set right by the parameter counts of Table D.1: XL has 16 heads (printed: 24, which
-# would be 1.52 G parameters; others took 24 or 32), and 13B has d_model 5120 (printed: 5140, against 40 heads of 128).
+# would be 1.52 G parameters; GPT-Neo took 32), and 13B has d_model 5120 (printed: 5140, against 40 heads of 128).
 PRESETS = {
     "gpt3-small": Config(n_layers=12, d_model=768, n_heads=12),
     "gpt3-medium": Config(n_layers=24, d_model=1024, n_heads=16),
@@ -42,7 +42,7 @@ PRESETS = {
     "gpt3-tiny": Config(n_layers=4, d_model=128, n_heads=4, n_ctx=128, vocab_size=512, band=32),
 }
 
-# What Table 2.1 calls them, and what Table D.1 counts, in millions.
+# What Table D.1 counts.
 PAPER_PARAMS = {
     "gpt3-small": "125M",
     "gpt3-medium": "356M",
@@ -83,7 +83,7 @@ RECIPES = {
     "gpt3-175b": _recipe(1536, 0.6e-4, 12 * _G, 111_355),
     "gpt3-tiny": Recipe(
         tokenizer="bpe-512", batch=16, steps=1500, lr=2e-3, beta2=0.95, warmup_tokens=100_000,
-        decay_tokens=2_500_000, ramp_tokens=500_000, ramp_from=4,
+        decay_tokens=1_800_000, ramp_tokens=500_000, ramp_from=2,
     ),
 }  # fmt: skip
 

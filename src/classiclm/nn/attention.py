@@ -59,8 +59,12 @@ def attend_banded(q: Tensor, k: Tensor, v: Tensor, window: int, dropout: Dropout
     band = (key <= query) & (key > query - window)  # (W, 2W)
     first = torch.arange(q.shape[2], device=q.device)[:, None, None] == 0  # (N, 1, 1): nothing is before block 0
     allowed = band & ~(first & (key < window))  # (N, W, 2W)
-    function = attend_written if path == "written" else attend_fused
-    return function(q, k, v, allowed, dropout).flatten(2, 3)[:, :, :T]  # (B, H, T, K)
+    if path == "written":
+        blocks = attend_written(q, k, v, allowed, dropout)  # (B, H, N, W, K)
+    else:  # the kernels take four dimensions: heads and blocks share one
+        mask = allowed.repeat(q.shape[1], 1, 1)  # (H * N, W, 2W)
+        blocks = attend_fused(q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), mask, dropout).view_as(q)
+    return blocks.flatten(2, 3)[:, :, :T]  # (B, H, T, K)
 
 
 def choose_path(device: torch.device, n_keys: int, dropping: bool) -> str:

@@ -32,7 +32,7 @@ class LanguageModel(nn.Module):
         matches = [preset for preset in presets if name in (preset, preset.partition("-")[2])]
         if not matches:
             raise Error(name, f"{cls.__name__} has no such preset", did_you_mean(name, presets))
-        return cls(dataclasses.replace(presets[matches[0]], **changes))
+        return sys.modules[cls.__module__].build(dataclasses.replace(presets[matches[0]], **changes))
 
     @property
     def device(self) -> torch.device:
@@ -47,8 +47,15 @@ class LanguageModel(nn.Module):
         """An empty cache for n_ctx positions (none needed without attention)."""
         return KVCache(self.n_attention, self.n_ctx or 0)
 
-    def generate(self, tokens: Tensor, max_new_tokens: int = 50, **settings: Any) -> Tensor:
+    def generate(
+        self,
+        tokens: Tensor,
+        max_new_tokens: int = 50,
+        temperature: float = 0.8,
+        top_k: int | None = 40,
+        **settings: Any,
+    ) -> Tensor:
         """Continue (B, T) tokens by up to max_new_tokens; see `classiclm.generate.sample.generate` for the settings."""
         from classiclm.generate.sample import generate  # the one sanctioned upward import: a convenience
 
-        return generate(self, tokens, max_new_tokens, **settings)
+        return generate(self, tokens, max_new_tokens, temperature, top_k, **settings)

@@ -16,7 +16,7 @@ def scaled_mask(shape: torch.Size, p: float, dtype: torch.dtype, device: torch.d
 
     Draws from torch's default generator of the device, so seeding works as everywhere else.
     """
-    drop_levels = round(p * _LEVELS)
+    drop_levels = min(round(p * _LEVELS), _LEVELS - 1)
     n = shape.numel()
     words = torch.empty((n + 3) // 4, dtype=torch.int64, device=device)
     words.random_(-(2**63), None)  # all 64 bits

@@ -27,6 +27,10 @@ class Mask:
     keep: Tensor | None = None
     window: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.window is not None and not self.causal:
+            raise ValueError("a window is a causal band: give causal=True with it")
+
     def only_causal(self, n_queries: int, n_keys: int) -> bool:
         """True if a kernel's own "causal" flag says all there is to say (queries and keys start together)."""
         return self.causal and self.keep is None and self.window is None and n_queries == n_keys

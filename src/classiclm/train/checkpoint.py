@@ -22,6 +22,7 @@ from torch import Tensor
 
 from classiclm.errors import BAD_INPUT, DIVERGED, Error
 from classiclm.files import defect, make_folder, publish_folder, remove_folder
+from classiclm.train.progress import say
 
 _PREFIX = "step-"
 
@@ -81,7 +82,9 @@ def require(run: Path, which: str) -> Path:
         return folder
     if which not in ("last", "best"):
         raise Error(which, "is no checkpoint", "choose last, best or a saved step")
-    newest, _ = newest_valid(run)
+    newest, warnings = newest_valid(run)
+    for warning in warnings:
+        say(f"warning: {warning}")
     if newest is None:
         raise Error(run, "has no valid checkpoint", "train it first, or restore the folder from a copy", BAD_INPUT)
     best = read_state(newest).best
@@ -143,10 +146,13 @@ def load_moments(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Op
         }
 
 
-def prune(run: Path, keep: int, best_step: int | None) -> None:
-    """Delete all valid checkpoints but the newest `keep` and the best."""
-    valid = [step for step in saved_steps(run) if defect(folder_of(run, step), sums=False) is None]
-    for step in valid[:-keep]:
+def prune(run: Path, newest: int, keep: int, best_step: int | None) -> None:
+    """Delete all checkpoints but the last `keep` up to `newest`, which this process has just written, and the best.
+
+    Later ones are damaged, or this process would not have started behind them; they are neither counted nor touched.
+    """
+    steps = [step for step in saved_steps(run) if step <= newest]
+    for step in steps[:-keep]:
         if step != best_step:
             remove_folder(folder_of(run, step))
 

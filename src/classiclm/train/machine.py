@@ -5,6 +5,7 @@ comes with its reason in words.
 """
 
 import functools
+import importlib.util
 import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +20,7 @@ from classiclm.errors import Error
 Device = Literal["cpu", "cuda", "mps"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
-# A micro-batch's widest activations (tokens x d_ff, fp32) should stay in a CPU's last-level cache; one that spills is
+# A micro-batch's widest activations (fp32) should stay in a CPU's last-level cache; one that spills is
 # slower per token than several that fit.
 _CPU_CACHE_BYTES = 24 << 20
 _GPU_SHARE = 0.5  # of the memory, for activations
@@ -94,16 +95,42 @@ def choose_precision(asked: str, machine: Machine) -> tuple[Precision, str]:
     return "fp32", f"this {machine.device.upper()} has no fast bf16"
 
 
-def choose_micro_batch(batch: int, n_ctx: int, d_ff: int, n_layers: int, vocab_size: int, machine: Machine) -> int:
-    """The largest divisor of the batch whose activations fit: the cache of a CPU, half the memory of a GPU."""
+@dataclass(frozen=True)
+class Sizes:
+    """What the memory of a training step depends on."""
+
+    n_ctx: int
+    d_ff: int
+    n_layers: int
+    vocab_size: int
+    n_params: int
+
+
+def choose_micro_batch(batch: int, sizes: Sizes, precision: Precision, machine: Machine) -> int:
+    """The largest divisor of the batch that fits: the cache of a CPU, or half of what the model leaves of a GPU.
+
+    On a CPU the widest activations count, MLP or logits. On a GPU, per token: about nine d_ff-wide tensors a layer that
+    the backward pass needs, and three fp32 logits; weights, gradients and the two moments take 16 bytes a parameter.
+    """
     if machine.device == "cpu":
-        bytes_per_sequence, budget = n_ctx * d_ff * 4, _CPU_CACHE_BYTES
+        bytes_per_sequence, budget = sizes.n_ctx * max(sizes.d_ff, sizes.vocab_size) * 4, _CPU_CACHE_BYTES
     else:
-        # Per token, about 9 d_ff-wide bf16 tensors a layer are kept for the backward pass, and three fp32 logits.
-        bytes_per_sequence = n_ctx * (n_layers * d_ff * 9 * 2 + vocab_size * 12)
-        budget = int(machine.memory * _GPU_SHARE)
+        width = 4 if precision == "fp32" else 2
+        bytes_per_sequence = sizes.n_ctx * (sizes.n_layers * sizes.d_ff * 9 * width + sizes.vocab_size * 12)
+        budget = int((machine.memory - 16 * sizes.n_params) * _GPU_SHARE)
     fits = max(1, budget // bytes_per_sequence)
     return max(divisor for divisor in range(1, min(batch, fits) + 1) if batch % divisor == 0)
+
+
+def choose_compile(asked: bool | str, machine: Machine) -> tuple[bool, str]:
+    """Whether to compile the model, and why: it pays on a GPU that Triton supports (compute capability 7 and up)."""
+    if asked != "auto":
+        return bool(asked), "compiled, as asked" if asked else "not compiled, as asked"
+    if machine.device != "cuda":
+        return False, "not compiled (it pays on a CUDA GPU only)"
+    if torch.cuda.get_device_capability(0)[0] < 7 or importlib.util.find_spec("triton") is None:
+        return False, "not compiled (no Triton for this GPU)"
+    return True, "compiled"
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager:

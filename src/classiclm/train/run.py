@@ -10,18 +10,20 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import filelock
 import torch
+import yaml
 
 from classiclm import __version__
 from classiclm.config import difference, load_yaml
 from classiclm.errors import BAD_INPUT, RESOURCE, USAGE, Error
 from classiclm.files import make_folder, sweep, write_file, writing
+from classiclm.train.progress import say
 from classiclm.train.settings import MAY_CHANGE
 
 
@@ -43,21 +45,34 @@ def locked(run: Path) -> Iterator[None]:
         lock.release()
 
 
-def check_config(run: Path, text: str) -> None:
-    """Write config.yaml, or compare with the one that is there. Raises Error (exit 2) with the difference."""
-    import yaml
+def check_config(run: Path, text: str, saved_steps: Sequence[int]) -> None:
+    """Compare with the config.yaml that is there; a changed length is warned of.
 
+    Raises Error: exit 2 with the difference, exit 3 if there are checkpoints and no config to compare with.
+    """
     path = run / "config.yaml"
-    if path.is_file():
-        changed = difference(load_yaml(path), yaml.safe_load(text), MAY_CHANGE)
-        if changed:
-            why = "holds a run of another config (" + "; ".join(changed) + ")"
-            raise Error(run, why, "choose another --out, or the settings it was started with", USAGE)
-    write_file(path, text.encode())
+    if not path.is_file():
+        if saved_steps:
+            raise Error(
+                path, "is missing, and the run has checkpoints", "restore it, or choose another --out", BAD_INPUT
+            )
+        return
+    old, new = load_yaml(path), yaml.safe_load(text)
+    changed = difference(old, new, MAY_CHANGE)
+    if changed:
+        why = "holds a run of another config (" + "; ".join(changed) + ")"
+        raise Error(run, why, "choose another --out, or the settings it was started with", USAGE)
+    if saved_steps and old.get("steps") != new.get("steps"):
+        say(f"warning: {run} was planned for {old.get('steps')} steps; {new['steps']} change its learning rates")
+
+
+def write_config(run: Path, text: str) -> None:
+    """config.yaml."""
+    write_file(run / "config.yaml", text.encode())
 
 
 def write_environment(run: Path) -> None:
-    """env.json: what bit-exactness depends on besides the config."""
+    """env.json: what bit-exactness depends on besides the config; a warning if it is not what it was."""
     environment = {
         "classiclm": __version__,
         "python": sys.version.split()[0],
@@ -67,7 +82,12 @@ def write_environment(run: Path) -> None:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-    write_file(run / "env.json", json.dumps(environment, indent=1).encode())
+    path = run / "env.json"
+    if path.is_file():
+        changed = difference(load_yaml(path), environment)  # JSON is YAML
+        if changed:
+            say(f"warning: equal bytes are not promised across {'; '.join(changed)}")
+    write_file(path, json.dumps(environment, indent=1).encode())
 
 
 class Metrics:

@@ -26,8 +26,10 @@ from classiclm.optim import learning_rate, make_optimizer
 from classiclm.train import checkpoint
 from classiclm.train.machine import Plan, autocast
 from classiclm.train.progress import ProgressLog, say
-from classiclm.train.run import Metrics, check_config, locked, write_environment
+from classiclm.train.run import Metrics, check_config, locked, write_config, write_environment
 from classiclm.train.settings import TrainConfig
+
+_SMALLEST_SCALE = 1e-3  # fp16: a scaler that has come down so far will not find a scale that works
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Trainer:
     def __init__(self, run: Path, config: TrainConfig, plan: Plan, model: nn.Module, task: Task, label: str = "train"):
         self.run, self.config, self.plan, self.task, self.label = run, config, plan, task, label
         self.model = model.to(plan.device)
-        self.forward: Callable[..., Tensor] = torch.compile(self.model) if plan.compile else self.model
+        self.forward: Callable[..., Tensor] = _compiled(self.model) if plan.compile else self.model
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(plan.device, enabled=plan.precision == "fp16")
         self.metrics = Metrics(run)
@@ -70,11 +72,13 @@ class Trainer:
         Raises Error: exit 2 for a folder of another config, 3 for changed data, 4 for one that is locked or cannot be
         written, 5 if the loss is not finite.
         """
+        self._stop = None
         with locked(self.run), self._signals():
-            check_config(self.run, to_yaml(self.config))
-            write_environment(self.run)
+            check_config(self.run, to_yaml(self.config), checkpoint.saved_steps(self.run))
             self._resume()
             if self.state.step < self.config.steps:
+                write_config(self.run, to_yaml(self.config))
+                write_environment(self.run)
                 self._loop()
         return Result(self.state.step, self._stop)
 
@@ -96,9 +100,7 @@ class Trainer:
         """One optimizer step over all micro-batches; the row to be logged, empty if this step is not."""
         step = self.state.step
         torch.manual_seed(derive("dropout", self.config.seed, step))
-        batch = {
-            name: tensor.to(self.plan.device, non_blocking=True) for name, tensor in self.task.batches(step).items()
-        }
+        batch = {name: tensor.to(self.plan.device) for name, tensor in self.task.batches(step).items()}
         counts = self.task.objective.counts(batch)
         n_tokens = batch["inputs"].numel()
         rate = learning_rate(step, self.state.tokens + n_tokens, self.config)
@@ -115,7 +117,11 @@ class Trainer:
         if not logged:
             return {}
         speed = n_tokens / (self._now(True) - began)
-        numbers = {"loss": loss.item(), "lr": rate, "grad_norm": norm.item(), "tokens_per_s": round(speed, 1)}
+        if not math.isfinite(loss.item()):
+            raise _diverged(step + 1, "the loss is not finite")
+        # Under fp16 a norm may overflow, and the scaler skips the step: JSON has no number for that.
+        norm_or_null = norm.item() if math.isfinite(norm.item()) else None
+        numbers = {"loss": loss.item(), "lr": rate, "grad_norm": norm_or_null, "tokens_per_s": round(speed, 1)}
         return {"step": self.state.step, "tokens": self.state.tokens, **numbers}
 
     def _micro_batches(self, batch: Batch) -> Iterator[Batch]:
@@ -130,8 +136,9 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
         if look and not self.scaler.is_enabled() and not math.isfinite(norm.item()):
-            fix = "lower --lr or raise --warmup; the same command goes on from the last checkpoint"
-            raise Error(f"step {self.state.step + 1}", "the gradient is not finite; training diverged", fix, DIVERGED)
+            raise _diverged(self.state.step + 1, "the gradient is not finite")
+        if look and self.scaler.is_enabled() and self.scaler.get_scale() < _SMALLEST_SCALE:
+            raise _diverged(self.state.step + 1, "no scale of the loss keeps the gradient finite")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -173,6 +180,8 @@ class Trainer:
         """Monotonic seconds, after the device has finished what it was given if `wait`."""
         if wait and self.plan.device == "cuda":
             torch.cuda.synchronize()
+        if wait and self.plan.device == "mps":
+            torch.mps.synchronize()
         return time.monotonic()
 
     def _save(self) -> None:
@@ -181,7 +190,7 @@ class Trainer:
         self.metrics.flush_to_disk()
         checkpoint.save(self.run, self.model, self.optimizer, self.state, self.task.files)
         best = self.state.best.get("step")
-        checkpoint.prune(self.run, self.config.keep, None if best is None else int(best))
+        checkpoint.prune(self.run, self.state.step, self.config.keep, None if best is None else int(best))
 
     def _resume(self) -> None:
         folder, warnings = checkpoint.newest_valid(self.run)
@@ -230,3 +239,14 @@ class Trainer:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+
+def _diverged(step: int, why: str) -> Error:
+    fix = "lower --lr or raise --warmup; the same command goes on from the last checkpoint"
+    return Error(f"step {step}", f"{why}; training diverged", fix, DIVERGED)
+
+
+def _compiled(model: nn.Module) -> Callable[..., Tensor]:
+    """The compiled model; whatever cannot be compiled runs as it is, with a warning from torch."""
+    torch._dynamo.config.suppress_errors = True
+    return torch.compile(model)
