@@ -188,14 +188,15 @@ class _Parser(argparse.ArgumentParser):
         raise Error(self.prog, message, f"see `{self.prog} --help`")
 
 
-def parse_flags(schema: type, argv: Sequence[str], prog: str) -> dict[str, Any]:
+def parse_flags(schema: type, argv: Sequence[str], prog: str, shown: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The nested mapping of those values that argv gives; `--help` prints the schema and exits.
 
+    shown: nested values that --help names as defaults in place of the schema's own.
     Raises Error (exit 2) for an unknown flag, with the nearest known one.
     """
     description = (inspect.getdoc(schema) or "").split("\n\n")[0]
     parser = _Parser(prog=prog, description=description, allow_abbrev=False)
-    _add_flags(parser, schema, "")
+    _add_flags(parser, schema, "", shown or {})
     known, rest = parser.parse_known_args(list(argv))
     if rest:
         _complain(rest[0], parser, prog)
@@ -217,7 +218,7 @@ def _complain(argument: str, parser: argparse.ArgumentParser, prog: str) -> NoRe
     raise Error(flag, "unknown flag", f"{did_you_mean(flag, flags)}; see `{prog} --help`")
 
 
-def _add_flags(parser: argparse.ArgumentParser, schema: type, prefix: str) -> None:
+def _add_flags(parser: argparse.ArgumentParser, schema: type, prefix: str, shown: Mapping[str, Any]) -> None:
     comments = field_comments(schema)
     for field in dataclasses.fields(schema):
         hint = fields_of(schema)[field.name]
@@ -227,19 +228,23 @@ def _add_flags(parser: argparse.ArgumentParser, schema: type, prefix: str) -> No
             if shorthand:
                 help_text = f"{comments.get(field.name, '')} (= --{name}.{shorthand})"
                 parser.add_argument(f"--{name}", dest=f"{name}.{shorthand}", help=help_text, **_value_of(field))
-            _add_flags(parser, typing.cast(type, hint), name + ".")
+            _add_flags(parser, typing.cast(type, hint), name + ".", shown.get(field.name, {}))
         elif hint is not Any:
-            _add_flag(parser, field, hint, name, comments.get(field.name, ""))
+            default = shown.get(field.name, field.default)
+            _add_flag(parser, field, hint, name, _with_default(comments.get(field.name, ""), default))
 
 
 def _value_of(field: Any) -> dict[str, Any]:
     return {"default": argparse.SUPPRESS, "metavar": field.name.split(".")[-1].upper()}
 
 
-def _add_flag(parser: argparse.ArgumentParser, field: Any, hint: Any, name: str, comment: str) -> None:
+def _with_default(comment: str, default: Any) -> str:
+    known = default is not dataclasses.MISSING and default not in (None, False, "")
+    return (f"{comment} [{default}]" if known else comment).strip().replace("%", "%%")
+
+
+def _add_flag(parser: argparse.ArgumentParser, field: Any, hint: Any, name: str, shown: str) -> None:
     has_default = field.default is not dataclasses.MISSING
-    shown = comment if not has_default or field.default in (None, False, "") else f"{comment} [{field.default}]"
-    shown = shown.strip().replace("%", "%%")
     metadata = typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
     if Positional in metadata:
         many = typing.get_origin(typing.get_args(hint)[0]) in (tuple, list)

@@ -23,8 +23,9 @@ from classiclm.train.trainer import Task, Trainer
 DEFAULT_PRESET = "gpt2-shakespeare-cpu"
 
 
-def resolve(schema: type, argv: Sequence[str], prog: str) -> Any:
-    """Preset < YAML file < flags -> a checked config of the schema, its `model` typed by the preset's family."""
+def resolve(schema: type, argv: Sequence[str], prog: str) -> tuple[Any, dict[str, Any]]:
+    """Preset < YAML file < flags -> a checked config of the schema, its `model` typed by the preset's family; and what
+    file and flags gave."""
     looked = [argument for argument in argv if argument not in ("-h", "--help")]
     first = parse_flags(with_model(schema, registry.any_config()), looked, prog)
     path = first.get("config")
@@ -32,18 +33,18 @@ def resolve(schema: type, argv: Sequence[str], prog: str) -> Any:
     name = first.get("preset") or from_file.get("preset") or DEFAULT_PRESET
     preset = registry.preset(str(name))
     full = with_model(schema, preset.module.Config)
-    flags = parse_flags(full, argv, prog)
     base = {
         "preset": preset.name,
         **dataclasses.asdict(preset.recipe),
         "model": dataclasses.asdict(preset.config),
     }
-    given = merge(_expand(full, from_file), _expand(full, flags))
+    flags = parse_flags(full, argv, prog, shown=base)
+    given = merge(_expand(from_file), flags)
     config = validate(full, merge(base, given), path or "the command line")
     return dataclasses.replace(config, preset=preset.name), given
 
 
-def _expand(schema: type, tree: dict[str, Any]) -> dict[str, Any]:
+def _expand(tree: dict[str, Any]) -> dict[str, Any]:
     """`data: shakespeare` in a file means `data: {name: shakespeare}`."""
     if isinstance(tree.get("data"), str):
         return {**tree, "data": {"name": tree["data"]}}

@@ -16,7 +16,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from classiclm.data.locate import Download, locate
-from classiclm.errors import BAD_INPUT, USAGE, Error
+from classiclm.errors import BAD_INPUT, Error
 from classiclm.files import is_path
 
 END_OF_TEXT = "<|endoftext|>"
@@ -209,11 +209,16 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
     """A published tokenizer by name ("gpt2"), or any by the path of its tokenizer.json (or of the folder with it)."""
     if name_or_path == "gpt2":
         return ByteBPE.published_gpt2()
+    if not is_path(name_or_path):
+        hint = f"; write ./{name_or_path} for the path" if Path(name_or_path).exists() else ""
+        fix = f"use gpt2 or the path of a tokenizer.json{hint}; char and bpe-N are learnt from a text, in training"
+        raise Error(name_or_path, "is no published tokenizer", fix)
     path = Path(name_or_path)
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
-        fix = "use char, bpe-N (say bpe-512), gpt2, or the path of a tokenizer.json"
-        raise Error(name_or_path, "is no known tokenizer and no file", fix, _code_for(name_or_path))
+        raise Error(
+            name_or_path, "does not exist", "name a tokenizer.json written by classiclm, or its folder", BAD_INPUT
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
@@ -229,7 +234,3 @@ def make_tokenizer(name_or_path: str, training_text: str) -> Tokenizer:
     if kind == "bpe" and size.isdecimal():
         return ByteBPE.train(training_text, int(size))
     return load_tokenizer(name_or_path)
-
-
-def _code_for(name_or_path: str) -> int:
-    return BAD_INPUT if is_path(name_or_path) else USAGE
