@@ -1,6 +1,6 @@
 """Draw the README's figure and print its table from a trained ladder.
 
-python docs/figures.py runs/ladder --data shakespeare
+python docs/figures.py runs/ladder shakespeare
 """
 
 import json
@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "img"
 
 def main() -> None:
     """Write docs/img/ladder.svg, print the rows of the table in docs/papers/ladder.md."""
-    run, corpus = Path(sys.argv[1]), Data(sys.argv[3])
+    run, corpus = Path(sys.argv[1]), Data(sys.argv[2])
     rows = json.loads((run / "ladder.json").read_text())
     bars = [svg.Bar(f"{row['rung']} {row['name']}", row["val_loss"], f"hue-{row['rung']}") for row in rows]
     marks = [svg.Mark(name, value) for name, value in references(corpus, prepare_text(corpus, "char")).items()]

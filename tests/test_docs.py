@@ -93,3 +93,9 @@ def test_every_deviation_stands_on_the_papers_page(page):
 def test_every_model_has_its_page():
     models = {path.stem for path in (ROOT / "src/classiclm/models").glob("[a-z]*.py")}
     assert models <= {page.stem for page in PAGES}
+
+
+def test_the_readme_counts_the_lines_of_each_model_file():
+    rows = re.findall(r"\]\((src/classiclm/models/\w+\.py)\) \| (\d+) \|", (ROOT / "README.md").read_text())
+    assert len(rows) >= 3
+    assert rows == [(path, str(len((ROOT / path).read_text().splitlines()))) for path, _ in rows]
