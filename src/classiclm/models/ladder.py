@@ -14,6 +14,7 @@ else does. Rung 12 has GPT-2's topology and parameter names; given GPT-2's sizes
 """
 
 import dataclasses
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -66,7 +67,7 @@ class Bigram(LanguageModel):
         return self.table(tokens)
 
 
-class Embedded(LanguageModel):
+class Embedded(LanguageModel, ABC):
     """What rungs 2 to 12 share: tokens and positions become vectors, `body` mixes them, dot products read them out."""
 
     def __init__(self, config: Config):
@@ -88,13 +89,13 @@ class Embedded(LanguageModel):
         x = self.body(x, mask or Mask(causal=True), cache)  # (B, T, D)
         return self.tok_emb.logits(x)  # (B, T, V)
 
+    @abstractmethod
     def add_body(self, config: Config) -> None:
         """Make the modules of the body."""
-        raise NotImplementedError
 
+    @abstractmethod
     def body(self, x: Tensor, mask: Mask, cache: KVCache | None) -> Tensor:
         """(B, T, D) -> (B, T, D): the only place where positions exchange anything."""
-        raise NotImplementedError
 
 
 class Attention(Embedded):
