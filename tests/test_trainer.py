@@ -264,6 +264,25 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     assert checkpoint.saved_steps(tmp_path) == []
 
 
+def test_a_parameter_that_has_had_no_gradient_is_saved_and_loaded_without_moments(tmp_path):
+    def made():
+        model = nn.ModuleDict({"used": nn.Linear(2, 2), "unused": nn.Linear(2, 2)})
+        return model, torch.optim.AdamW(model.parameters(), fused=True)
+
+    model, optimizer = made()
+    model["used"](torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    folder = checkpoint.save(tmp_path, model, optimizer, checkpoint.State(step=1), {})
+    again, other = made()
+    checkpoint.load_weights(folder, again)
+    checkpoint.load_moments(folder, again, other)
+    assert [len(other.state[p]) for p in again.parameters()] == [3, 3, 0, 0]
+    for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        for key, value in optimizer.state[a].items():
+            assert torch.equal(value, other.state[b][key])
+
+
 def test_a_second_process_is_refused_while_the_first_runs(config, tmp_path):
     from classiclm.train.run import locked
 

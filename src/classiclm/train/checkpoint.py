@@ -138,6 +138,8 @@ def load_moments(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Op
     """Fill the optimizer from a verified checkpoint."""
     tensors = load_tensors((folder / "optimizer.safetensors").read_bytes())
     for name, parameter in model.named_parameters():
+        if f"exp_avg/{name}" not in tensors:
+            continue
         optimizer.state[parameter] = {
             # Copies: AdamW counts up each parameter's own "step" in place, so they must not be one tensor.
             "step": tensors["step"].to(parameter.device, copy=True),
@@ -160,7 +162,9 @@ def prune(run: Path, newest: int, keep: int, best_step: int | None) -> None:
 def _moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        moments = optimizer.state[parameter]
+        moments = optimizer.state.get(parameter)
+        if not moments:  # it has had no gradient yet, as an unused head has none
+            continue
         tensors |= {f"{moment}/{name}": moments[moment] for moment in ("exp_avg", "exp_avg_sq")}
         tensors["step"] = moments["step"]  # the same for all
     return _contiguous(tensors)
