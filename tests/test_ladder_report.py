@@ -329,9 +329,14 @@ def test_chart_keeps_to_the_ranges_it_is_given():
 
 @pytest.mark.parametrize("width", [960, 360])
 def test_empty_charts_are_well_formed(width):
-    parse(svg.bar_chart([], title="t", axis="", width=width))
-    parse(svg.line_chart([], title="t", width=width))
-    parse(svg.bar_chart([svg.Bar("zero", 0.0)], [svg.Mark("none", 0.0)], title="t", axis="", width=width))
+    zero = svg.bar_chart([svg.Bar("zero", 0.0)], [svg.Mark("none", 0.0)], title="t", axis="", width=width)
+    empty = [svg.bar_chart([], title="t", axis="", width=width), svg.line_chart([], title="t", width=width)]
+    for drawing in (zero, *empty):
+        parse(drawing)  # raises if it is not XML
+        assert "nan" not in drawing
+        assert "inf" not in drawing
+    assert "zero" in zero
+    assert "none" in zero
 
 
 def test_spread_moves_labels_apart_and_no_further():

@@ -219,7 +219,7 @@ DEVIATIONS = (
     Deviation(
         what="64 wide with a context of 64, and one recipe for all; residuals and the wide MLP are rungs of their own",
         why="The lecture is 32 wide with a context of 8 until its last step, and adds both with the three blocks",
-        effect="Lower losses than the lecture's on every rung but the first; the two do not compare",
+        effect="Lower losses than the lecture's on rungs 2 to 9; the two do not compare",
         follows="neither",
     ),
     Deviation(
