@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classiclm.config import Recipe
 from classiclm.data.batches import Windows, derive, evaluation_batches, shuffled
 from classiclm.data.splits import Split
 from classiclm.errors import BAD_INPUT, Error
+from classiclm.recipe import Recipe
 
 
 def windows_of(split, n_ctx, batch, seed):

@@ -11,11 +11,11 @@ import classiclm.models
 from classiclm import registry
 from classiclm.commands import doctor
 from classiclm.commands.runs import make_trainer
-from classiclm.config import Recipe
 from classiclm.data import plays
 from classiclm.data.corpora import Data
 from classiclm.models import ladder
 from classiclm.models.gpt2 import Config
+from classiclm.recipe import Recipe
 from classiclm.train import checkpoint
 from classiclm.train.settings import TrainConfig
 
@@ -160,7 +160,7 @@ def test_a_run_made_shorter_than_it_is_ends_well_and_keeps_its_record(config, tm
 
 NEW_PAPER = '''
 """A paper that nobody wrote: the next token from a table."""
-from classiclm.config import Recipe
+from classiclm.recipe import Recipe
 from classiclm.models.ladder import Bigram, Config
 
 PRESETS = {"dummy-small": Config(rung=1)}

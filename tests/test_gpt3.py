@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classiclm.config import Recipe
 from classiclm.data.batches import BatchSizes
 from classiclm.models import gpt2
 from classiclm.models.gpt3 import GPT3, PAPER_PARAMS, PRESETS, RECIPES, Config
 from classiclm.nn.attention import set_attention_path
 from classiclm.optim import learning_rate
+from classiclm.recipe import Recipe
 
 # Counts of tied, biased models with 2,048 positions and 50,257 tokens; Table D.1 prints them in millions.
 TRUE_COUNTS = {

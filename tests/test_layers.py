@@ -9,8 +9,8 @@ import classiclm
 
 ROOT = Path(classiclm.__file__).parent
 FLOORS = {
-    "errors": 0, "files": 0,
-    "config": 1, "nn": 1,
+    "errors": 0, "files": 0, "extras": 0,
+    "config": 1, "recipe": 1, "nn": 1,
     "models": 2, "data": 2, "objectives": 2, "optim": 2,
     "train": 3, "generate": 3, "evaluate": 3, "lens": 3,
     "convert": 4, "registry": 4, "serve": 4,
@@ -20,6 +20,8 @@ ALLOWED = {
     ("nn", "generate"),  # the models' base class: `model.generate`, imported when called
     ("evaluate", "generate"),
     ("files", "errors"),
+    ("extras", "errors"),
+    ("recipe", "config"),
     ("commands", "claims"),
 }
 TOP = ("__init__", "__main__", "cli")  # the entry points may name anything

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from classiclm import registry
-from classiclm.config import Recipe, validate
+from classiclm.config import validate
 from classiclm.objectives import IGNORE, CausalLM, Loss, Term, mean_loss
 from classiclm.optim import learning_rate, make_optimizer, parameter_groups
+from classiclm.recipe import Recipe
 
 V = 7
 

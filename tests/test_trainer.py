@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from classiclm.commands.runs import make_trainer
-from classiclm.config import Recipe, to_yaml
+from classiclm.config import to_yaml
 from classiclm.data.batches import evaluation_batches
 from classiclm.data.corpora import Data
 from classiclm.data.splits import prepare_text
@@ -24,6 +24,7 @@ from classiclm.files import sha256_of_file
 from classiclm.models.gpt2 import Config
 from classiclm.objectives import CausalLM, mean_loss
 from classiclm.optim import learning_rate
+from classiclm.recipe import Recipe
 from classiclm.registry import load, open_run
 from classiclm.train import checkpoint
 from classiclm.train.settings import TrainConfig

@@ -16,7 +16,6 @@ import math
 import re
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -36,51 +35,13 @@ _Number = BeforeValidator(_no_truth_value)
 Positive = Annotated[int, _Number, Field(gt=0, lt=2**63)]
 NonNegative = Annotated[int, _Number, Field(ge=0, lt=2**63)]
 Rate = Annotated[float, _Number, Field(ge=0, lt=1, allow_inf_nan=False)]  # a share that is never the whole
+Share = Annotated[float, _Number, Field(ge=0, le=1, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, _Number, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, _Number, Field(ge=0, allow_inf_nan=False)]
 
 
 class Positional:
     """Marks a field that is given by its place on the command line: `run: Annotated[str, Positional]`."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a paper, or its official code, trains one preset. Each model file has a literal table of them."""
-
-    tokenizer: str = "char"  # char, bpe-N, gpt2, or the path of a tokenizer.json
-    batch: Positive = 64  # sequences in one optimizer step
-    steps: Positive = 5000  # optimizer steps
-    lr: PositiveFloat = 1e-3  # peak learning rate
-    lr_floor: Rate = 0.1  # the last learning rate, as a share of the peak
-    warmup: NonNegative = 100  # steps of linear warm-up; a half cosine follows
-    beta1: Rate = 0.9  # AdamW
-    beta2: Rate = 0.99  # AdamW
-    eps: PositiveFloat = 1e-8  # AdamW
-    weight_decay: NonNegativeFloat = 0.1  # AdamW, on matrices only
-    clip: PositiveFloat | None = 1.0  # largest norm of the whole gradient; null = no clipping
-    warmup_tokens: Positive | None = None  # with decay_tokens: the warm-up, counted in tokens instead of steps
-    decay_tokens: Positive | None = None  # tokens at which the cosine ends; from there on the rate stays at its floor
-    ramp_tokens: NonNegative = 0  # tokens over which the batch grows linearly from ramp_from to its full size
-    ramp_from: Positive = 1  # sequences in the first step of such a ramp
-
-    def __post_init__(self) -> None:
-        if (self.warmup_tokens is None) != (self.decay_tokens is None):
-            raise ValueError("warmup_tokens and decay_tokens go together")
-        if self.decay_tokens is not None and self.warmup_tokens is not None and self.decay_tokens <= self.warmup_tokens:
-            raise ValueError("decay_tokens should be more than warmup_tokens")
-        if self.ramp_tokens and self.ramp_from > self.batch:
-            raise ValueError(f"ramp_from = {self.ramp_from} is more than batch = {self.batch}")
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """One difference between a paper, its official code and ours, as data: read by people, required by a test."""
-
-    what: str
-    why: str
-    effect: str
-    follows: str  # "paper", "official code" or "neither"
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from torch import nn
 from torch.optim import AdamW
 
-from classiclm.config import Recipe
+from classiclm.recipe import Recipe
 
 
 def learning_rate(step: int, tokens: int, recipe: Recipe) -> float:

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 import classiclm.models
-from classiclm.config import Recipe, fields_of, validate
+from classiclm.config import fields_of, validate
 from classiclm.data.tokenizers import Tokenizer, from_json
 from classiclm.errors import BAD_INPUT, Error, did_you_mean
 from classiclm.nn.base import LanguageModel
+from classiclm.recipe import Recipe
 from classiclm.train import checkpoint
 
 

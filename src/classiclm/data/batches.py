@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from classiclm.config import Recipe
 from classiclm.data.splits import Split
 from classiclm.errors import BAD_INPUT, Error
+from classiclm.recipe import Recipe
 
 Batch = dict[str, Tensor]
 _ROUNDS = 6

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from classiclm.config import Deviation, Positive, Rate, Recipe
+from classiclm.config import Positive, Rate
 from classiclm.nn.base import LanguageModel
 from classiclm.nn.blocks import PreLNBlock
 from classiclm.nn.cache import KVCache
@@ -26,6 +26,7 @@ from classiclm.nn.embedding import PositionEmbedding, TokenEmbedding
 from classiclm.nn.init import init_gpt2
 from classiclm.nn.mask import Mask
 from classiclm.nn.norm import LayerNorm
+from classiclm.recipe import Deviation, Recipe
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ Read in this order: `GPT3.layer_mask` below, `GPT2` in gpt2.py, then `attend_ban
 import dataclasses
 from dataclasses import dataclass
 
-from classiclm.config import Deviation, Positive, Recipe
+from classiclm.config import Positive
 from classiclm.models import gpt2
 from classiclm.nn.mask import Mask
+from classiclm.recipe import Deviation, Recipe
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from classiclm.config import Deviation, Positive, Rate, Recipe
+from classiclm.config import Positive, Rate
 from classiclm.nn.attention import MultiHeadAttention
 from classiclm.nn.base import LanguageModel
 from classiclm.nn.blocks import Block, PlainBlock, PostLNBlock, PreLNBlock, ResidualBlock
@@ -31,6 +31,7 @@ from classiclm.nn.embedding import PositionEmbedding, TokenEmbedding
 from classiclm.nn.init import init_fan_in
 from classiclm.nn.mask import Mask
 from classiclm.nn.norm import LayerNorm
+from classiclm.recipe import Deviation, Recipe
 
 
 @dataclass(frozen=True)

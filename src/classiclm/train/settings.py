@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from classiclm.config import NonNegative, Positional, Positive, Recipe
+from classiclm.config import NonNegative, Positional, Positive
 from classiclm.data.corpora import Data
+from classiclm.recipe import Recipe
 
 Auto = Literal["auto"]
 
