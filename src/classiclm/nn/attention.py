@@ -91,24 +91,27 @@ class MultiHeadAttention(nn.Module):
     """H attentions side by side in spaces of K = d_head dimensions, joined by a linear layer (section 3.2.2).
 
     Self-attention if `memory` is None, else cross-attention: queries from x, keys and values from memory (B, S, D).
+    A cache collects the keys and values of all x so far, or keeps those of the memory.
     """
 
     def __init__(
         self,
         d_model: int,
         n_heads: int,
-        d_head: int | None = None,  # None = d_model / n_heads
+        d_head: int | None = None,  # of queries and keys; None = d_model / n_heads
         bias: bool = True,
         dropout: float = 0.0,  # of the attention weights
+        d_value: int | None = None,  # of values; None = d_head
     ):
         super().__init__()
         self.n_heads = n_heads
         self.path = "auto"  # one of PATHS; `set_attention_path` changes it for a whole model
-        inner = n_heads * (d_head or d_model // n_heads)
-        self.q = nn.Linear(d_model, inner, bias=bias)
-        self.k = nn.Linear(d_model, inner, bias=bias)
-        self.v = nn.Linear(d_model, inner, bias=bias)
-        self.o = nn.Linear(inner, d_model, bias=bias)
+        d_head = d_head or d_model // n_heads
+        d_value = d_value or d_head
+        self.q = nn.Linear(d_model, n_heads * d_head, bias=bias)
+        self.k = nn.Linear(d_model, n_heads * d_head, bias=bias)
+        self.v = nn.Linear(d_model, n_heads * d_value, bias=bias)
+        self.o = nn.Linear(n_heads * d_value, d_model, bias=bias)
         self.dropout = Dropout(dropout)
 
     def forward(
@@ -118,10 +121,14 @@ class MultiHeadAttention(nn.Module):
         mask: Mask | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:  # (B, T, D) -> (B, T, D)
-        source = x if memory is None else memory
-        q, k, v = self._split(self.q(x)), self._split(self.k(source)), self._split(self.v(source))
-        if cache is not None:
-            k, v = cache.append(k, v)  # (B, H, S, K)
+        q = self._split(self.q(x))
+        if memory is not None and cache is not None and cache.length:
+            k, v = cache.read()  # a memory does not change: it was projected at the first token
+        else:
+            source = x if memory is None else memory
+            k, v = self._split(self.k(source)), self._split(self.v(source))
+            if cache is not None:
+                k, v = cache.append(k, v)  # (B, H, S, K)
         heads = attend(q, k, v, mask or Mask(), self.dropout, self.path)  # (B, H, T, K)
         return self.o(heads.transpose(1, 2).flatten(2))  # (B, T, H, K) -> (B, T, H * K) -> (B, T, D)
 

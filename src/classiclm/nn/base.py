@@ -1,26 +1,23 @@
-"""What all models share: presets, a parameter count, a cache of the right size, and `generate`."""
+"""What models share: presets and a parameter count; and what can write a text: a cache and `generate`."""
 
 import dataclasses
 import sys
+from abc import abstractmethod
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from classiclm.errors import Error, did_you_mean
-from classiclm.nn.cache import KVCache
+from classiclm.nn.cache import DecoderCache, KVCache
+from classiclm.nn.mask import Mask
 
 
-class LanguageModel(nn.Module):
-    """`model(tokens, mask=None, cache=None, positions=None) -> logits`: (B, T) token ids -> (B, T, V).
-
-    A subclass sets `config` (its paper's Config). `n_ctx` is the longest input, None if there is no limit;
-    `n_attention` counts the attention layers that a cache has to serve.
-    """
+class Model(nn.Module):
+    """Any of the networks. A subclass sets `config` (its paper's Config); `n_ctx` is the longest input, None = any."""
 
     config: Any
     n_ctx: int | None = None
-    n_attention: int = 0
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> Self:
@@ -43,6 +40,15 @@ class LanguageModel(nn.Module):
         """Numbers that training changes; a tied matrix counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+
+class LanguageModel(Model):
+    """`model(tokens, mask=None, cache=None, positions=None) -> logits`: (B, T) token ids -> (B, T, V).
+
+    `n_attention` counts the attention layers that a cache has to serve.
+    """
+
+    n_attention: int = 0
+
     def new_cache(self) -> KVCache:
         """An empty cache for n_ctx positions (none needed without attention)."""
         return KVCache(self.n_attention, self.n_ctx or 0)
@@ -59,3 +65,34 @@ class LanguageModel(nn.Module):
         from classiclm.generate.sample import generate  # the one sanctioned upward import: a convenience
 
         return generate(self, tokens, max_new_tokens, temperature, top_k, **settings)
+
+
+class EncoderDecoder(Model):
+    """`model(source, target, source_mask=None) -> logits`: (B, S) and (B, T) token ids -> (B, T, V).
+
+    Decoding reads the source once (`encode`) and then the target token by token (`decode`, with a cache).
+    """
+
+    @abstractmethod
+    def encode(self, source: Tensor, mask: Mask | None = None) -> Tensor:
+        """(B, S) token ids -> (B, S, D), the memory."""
+
+    @abstractmethod
+    def decode(
+        self, target: Tensor, memory: Tensor, memory_mask: Mask | None = None, cache: DecoderCache | None = None
+    ) -> Tensor:
+        """(B, T) token ids and the memory (B, S, D) -> (B, T, V). With a cache, `target` are the new tokens only."""
+
+    @abstractmethod
+    def new_cache(self, n_target: int, n_source: int) -> DecoderCache:
+        """An empty cache for so many target and source positions."""
+
+    def forward(self, source: Tensor, target: Tensor, source_mask: Mask | None = None) -> Tensor:
+        """The logits of each next target token: target position t sees targets up to t and the whole source."""
+        return self.decode(target, self.encode(source, source_mask), source_mask)
+
+    def generate(self, source: Tensor, start: int, end: int, **settings: Any) -> list[list[int]]:
+        """Translate (B, S) tokens; see `classiclm.generate.beam.translate` for the settings."""
+        from classiclm.generate.beam import translate  # as in LanguageModel.generate
+
+        return translate(self, source.tolist(), start, end, **settings)

@@ -15,9 +15,11 @@ from classiclm.nn.norm import LayerNorm
 
 
 class Block(nn.Module):
-    """What all blocks are made of: one attention, one MLP, `n_norms` layer norms, dropout on what the two put out."""
+    """What all blocks are made of: attentions, one MLP, `n_norms` layer norms, dropout on what a sub-layer puts out."""
 
+    attentions: tuple[str, ...] = ("attn",)
     n_norms = 0
+    attn: MultiHeadAttention
 
     def __init__(
         self,
@@ -29,9 +31,13 @@ class Block(nn.Module):
         bias: bool = True,
         dropout: float = 0.0,
         ln_eps: float = 1e-5,
+        attn_dropout: float | None = None,  # of the attention weights; None = dropout
+        d_value: int | None = None,
     ):
         super().__init__()
-        self.attn = MultiHeadAttention(d_model, n_heads, d_head, bias, dropout)
+        attn_dropout = dropout if attn_dropout is None else attn_dropout
+        for name in self.attentions:
+            setattr(self, name, MultiHeadAttention(d_model, n_heads, d_head, bias, attn_dropout, d_value))
         self.mlp = MLP(d_model, d_ff or 4 * d_model, act, bias)
         self.drop = Dropout(dropout)
         for i in range(1, self.n_norms + 1):
@@ -64,6 +70,30 @@ class PostLNBlock(Block):
     def forward(self, x: Tensor, mask: Mask | None = None, cache: LayerCache | None = None) -> Tensor:
         x = self.ln1(x + self.drop(self.attn(x, mask=mask, cache=cache)))
         return self.ln2(x + self.drop(self.mlp(x)))
+
+
+class PostLNDecoderBlock(Block):
+    """A PostLNBlock with a third sub-layer between the two: attention over the encoder's output (2017, section 3.1)."""
+
+    attentions = ("attn", "cross")
+    n_norms = 3
+    cross: MultiHeadAttention
+    ln1: LayerNorm
+    ln2: LayerNorm
+    ln3: LayerNorm
+
+    def forward(
+        self,
+        x: Tensor,  # (B, T, D)
+        memory: Tensor,  # (B, S, D)
+        mask: Mask | None = None,
+        memory_mask: Mask | None = None,
+        cache: LayerCache | None = None,
+        memory_cache: LayerCache | None = None,
+    ) -> Tensor:
+        x = self.ln1(x + self.drop(self.attn(x, mask=mask, cache=cache)))
+        x = self.ln2(x + self.drop(self.cross(x, memory, mask=memory_mask, cache=memory_cache)))
+        return self.ln3(x + self.drop(self.mlp(x)))
 
 
 class PreLNBlock(Block):

@@ -22,14 +22,25 @@ class LayerCache:
         if self.keys is None or self.values is None:
             B, H, _, K = k.shape
             self.keys = torch.empty(B, H, self.n_ctx, K, dtype=k.dtype, device=k.device)
-            self.values = torch.empty_like(self.keys)
+            self.values = torch.empty(B, H, self.n_ctx, v.shape[3], dtype=v.dtype, device=v.device)
         end = self.length + k.shape[2]
         if end > self.n_ctx:
             raise ValueError(f"the cache holds {self.n_ctx} positions, {end} were asked of it")
         self.keys[:, :, self.length : end] = k
         self.values[:, :, self.length : end] = v
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.read()
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """All keys and values so far, (B, H, S, K). Raises ValueError if there are none."""
+        if self.keys is None or self.values is None:
+            raise ValueError("the cache is empty")
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with other sequences: row i becomes what row rows[i] was. rows (B',)."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[rows], self.values[rows]
 
 
 class KVCache:
@@ -47,3 +58,26 @@ class KVCache:
         """Forget everything, keep the memory."""
         for layer in self.layers:
             layer.length = 0
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with other sequences, as beam search does: row i becomes what row rows[i] was."""
+        for layer in self.layers:
+            layer.select(rows)
+
+
+class DecoderCache:
+    """What a decoder with an encoder remembers: its own tokens, and the encoder's output as keys and values."""
+
+    def __init__(self, n_layers: int, n_ctx: int, n_source: int):
+        self.own = KVCache(n_layers, n_ctx)
+        self.memory = KVCache(n_layers, n_source)
+
+    @property
+    def length(self) -> int:
+        """How many target tokens have been read."""
+        return self.own.length
+
+    def select(self, rows: Tensor) -> None:
+        """As `KVCache.select`, for both parts."""
+        self.own.select(rows)
+        self.memory.select(rows)

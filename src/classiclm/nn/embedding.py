@@ -1,8 +1,10 @@
-"""Token and learned position embeddings.
+"""Token embeddings, and positions: learned ones and sinusoids.
 
 The token embedding of the GPTs is also the matrix of their last linear layer ("tied" weights: Press and Wolf 2017), so
 `TokenEmbedding` offers both directions.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -41,3 +43,15 @@ class PositionEmbedding(nn.Module):
         if start + length > len(self.weight):
             raise ValueError(f"position {start + length - 1} is past the last of n_ctx = {len(self.weight)}")
         return self.weight[start : start + length]  # (T, D)
+
+
+def sinusoids(start: int, length: int, d_model: int, device: torch.device) -> Tensor:
+    """Fixed positions ("Attention Is All You Need", section 3.5): (T, D) for start ... start + length - 1.
+
+    Dimensions 2i and 2i + 1 are the sine and cosine of position / 10000^(2i / d_model): wavelengths from 2 pi to
+    10000 * 2 pi. Any length has positions, also one that training never saw.
+    """
+    position = torch.arange(start, start + length, device=device, dtype=torch.float32)[:, None]  # (T, 1)
+    even = torch.arange(0, d_model, 2, device=device, dtype=torch.float32)  # (D / 2,)
+    angle = position * torch.exp(even * (-math.log(10_000.0) / d_model))  # (T, D / 2)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :d_model]  # (T, D), interleaved
