@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from classiclm import registry
-from classiclm.commands.runs import resolve
-from classiclm.commands.train import TrainFlags, plain
+from classiclm.commands.runs import plain, resolve
+from classiclm.commands.train import TrainFlags
 from classiclm.config import (
     NonNegative,
     NonNegativeFloat,
@@ -20,7 +20,6 @@ from classiclm.config import (
     Positive,
     PositiveFloat,
     Rate,
-    Recipe,
     difference,
     field_comments,
     load_yaml,
@@ -31,6 +30,7 @@ from classiclm.config import (
     with_model,
 )
 from classiclm.errors import BAD_INPUT, USAGE, Error, did_you_mean
+from classiclm.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -425,7 +425,7 @@ def test_help_prints_every_field_with_its_comment_and_its_default(capsys):
 
 
 def test_help_of_train_prints_every_setting_of_the_run_and_of_the_model(capsys):
-    full = with_model(TrainFlags, registry.preset("gpt2-124m").module.Config)
+    full = with_model(TrainFlags, registry.preset("gpt2-124m").module.Config, Recipe)
     text = printed_help(full, capsys)
     names = [f.name for f in dataclasses.fields(TrainFlags) if f.name not in ("preset", "model")]
     sizes = [f"model.{f.name}" for f in dataclasses.fields(registry.preset("gpt2-124m").config)]
@@ -435,4 +435,4 @@ def test_help_of_train_prints_every_setting_of_the_run_and_of_the_model(capsys):
 @pytest.mark.parametrize("schema", [Recipe, TrainFlags, Example])
 def test_every_field_has_a_comment(schema):
     assert {f.name for f in dataclasses.fields(schema)} - set(field_comments(schema)) <= {"inner"}
-    assert "AdamW, on matrices only" in field_comments(Recipe)["weight_decay"]
+    assert "decoupled, on matrices only" in field_comments(Recipe)["weight_decay"]

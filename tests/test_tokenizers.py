@@ -14,7 +14,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classiclm.data import tokenizers as module
+from classiclm.data import tokenizer as module
 from classiclm.data.locate import find
 from classiclm.data.tokenizers import (
     END_OF_TEXT,
@@ -222,8 +222,8 @@ def test_a_text_cut_in_pieces_gives_the_ids_of_the_whole(bpe, parts, size):
     text = "".join(parts)
     whole = bpe.encode(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_PIECE", size)
-        assert "".join(module._pieces(text)) == text
+        patch.setattr(module, "PIECE", size)
+        assert "".join(module.pieces(text, bpe.border)) == text
         assert bpe.encode(text) == whole
 
 
@@ -231,16 +231,16 @@ def test_a_text_cut_in_pieces_gives_the_ids_of_the_whole(bpe, parts, size):
 def test_pieces_are_short_and_change_neither_ids_nor_learning(bpe, monkeypatch, size):
     text = TEXT * 5
     whole, learnt = bpe.encode(text), ByteBPE.train(text, 300).fingerprint
-    monkeypatch.setattr(module, "_PIECE", size)
-    assert len(module._pieces(text)) >= 15
+    monkeypatch.setattr(module, "PIECE", size)
+    assert len(module.pieces(text, bpe.border)) >= 15
     assert bpe.encode(text) == whole
     assert ByteBPE.train(text, 300).fingerprint == learnt
 
 
 def test_a_text_without_line_breaks_is_one_piece(bpe, monkeypatch):
-    monkeypatch.setattr(module, "_PIECE", 4)
-    assert module._pieces("no break in here") == ["no break in here"]
-    assert module._pieces("") == [""]
+    monkeypatch.setattr(module, "PIECE", 4)
+    assert module.pieces("no break in here", bpe.border) == ["no break in here"]
+    assert module.pieces("", bpe.border) == [""]
 
 
 # Files and names
@@ -349,7 +349,7 @@ def test_gpt2_encodes_as_an_independent_encoder_with_the_same_two_files(gpt2):
 def test_gpt2_in_pieces_gives_the_ids_of_the_whole(gpt2, monkeypatch, size):
     text = "\n\n".join([TEXT, "a\n\n\nb", "  indented\n\n    twice", *map(str, samples())])
     whole = gpt2.encode(text)
-    monkeypatch.setattr(module, "_PIECE", size)
+    monkeypatch.setattr(module, "PIECE", size)
     assert gpt2.encode(text) == whole
 
 

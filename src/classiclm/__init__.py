@@ -13,10 +13,13 @@ __version__ = "0.1.0"
 _LAZY = {
     "load": "classiclm.registry",
     "load_tokenizer": "classiclm.data.tokenizers",
+    "BERT": "classiclm.models.bert",
+    "GPT1": "classiclm.models.gpt1",
     "GPT2": "classiclm.models.gpt2",
     "GPT3": "classiclm.models.gpt3",
+    "Transformer2017": "classiclm.models.transformer2017",
 }
-__all__ = ["GPT2", "GPT3", "__version__", "load", "load_tokenizer"]
+__all__ = ["BERT", "GPT1", "GPT2", "GPT3", "Transformer2017", "__version__", "load", "load_tokenizer"]
 
 
 def __getattr__(name: str) -> Any:

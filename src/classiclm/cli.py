@@ -19,9 +19,11 @@ COMMANDS = {
     "demo": "train the twelve rungs of the ladder in minutes, print the table, write the report",
     "models": "list all presets with their sizes and true parameter counts",
     "train": "train a model from scratch, or go on with a run",
-    "generate": "continue a text with a trained model",
-    "evaluate": "loss, perplexity and bits per character of trained models on a text",
+    "generate": "continue a text with a trained model, translate it, or fill its blanks",
+    "evaluate": "how well trained models predict a text or translate it",
     "ladder": "train, show and compare the twelve rungs from a bigram table to a GPT",
+    "import": "weights of Hugging Face's folders or of OpenAI's GPT-1, made a run of ours",
+    "export": "a trained model as a Hugging Face folder or a GGUF file",
     "doctor": "say what will run on this machine, and check that its arithmetic is right",
 }
 
@@ -75,7 +77,8 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if argv[0] not in COMMANDS:
         raise Error(argv[0], "is no command", f"{did_you_mean(argv[0], COMMANDS)}; see `classiclm --help`")
-    module = importlib.import_module(f"classiclm.commands.{argv[0]}")
+    name = "import_" if argv[0] == "import" else argv[0]  # the one that Python has taken
+    module = importlib.import_module(f"classiclm.commands.{name}")
     return module.main(argv[1:], f"classiclm {argv[0]}")
 
 

@@ -11,6 +11,7 @@ nearest name. The comment behind a field is its help text:
 
 import argparse
 import dataclasses
+import functools
 import inspect
 import math
 import re
@@ -137,11 +138,13 @@ def _check_keys(schema: type, tree: Any, source: object, path: tuple[str, ...]) 
     return checked
 
 
-def with_model(schema: type, model_schema: type) -> type:
-    """The schema with its field `model` typed as one model's own Config."""
+@functools.cache
+def with_model(schema: type, model_schema: type, recipe_schema: type) -> type:
+    """The schema with its field `model` typed as one model's own Config, and the settings of that model's recipe."""
     field = ("model", model_schema, dataclasses.field(default_factory=model_schema))
     doc = {"__doc__": schema.__doc__}
-    return dataclasses.make_dataclass(schema.__name__, [field], bases=(schema,), namespace=doc, frozen=True)
+    bases = (schema,) if issubclass(schema, recipe_schema) else (schema, recipe_schema)
+    return dataclasses.make_dataclass(schema.__name__, [field], bases=bases, namespace=doc, frozen=True)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -6,18 +6,23 @@ batches of b have exactly the gradient of one batch of k b, also where the count
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100  # a target with this id counts for nothing
+from classiclm.nn.mask import IGNORE, Mask
+
+Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a loss: the sum over its targets, how many they are, and its weight in the total."""
+    """One part of a loss: the sum over its targets, how many they are, and its weight in the total.
+
+    A term of weight 0 is only reported.
+    """
 
     sum: Tensor
     count: Tensor
@@ -32,36 +37,104 @@ class Loss:
 
     def total(self, counts: dict[str, Tensor]) -> Tensor:
         """The weighted sum of the terms' means, with the given (global) counts as divisors."""
-        parts = [term.weight * term.sum / counts[name] for name, term in self.terms.items()]
+        parts = [term.weight * term.sum / counts[name] for name, term in self.terms.items() if term.weight]
         return torch.stack(parts).sum()
 
 
 class Objective(Protocol):
     """The contract between the trainer and what is trained for."""
 
-    def counts(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
         """The number of targets of each term, from the batch alone."""
 
-    def __call__(self, model: Callable[..., Tensor], batch: dict[str, Tensor]) -> Loss:
+    def __call__(self, model: Callable[..., Any], batch: Batch) -> Loss:
         """Run the model; the sums of each term."""
 
 
 class CausalLM:
     """Predict each next token: the sum of -log p(target | the tokens before it), in nats."""
 
-    def counts(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"loss": (batch["targets"] != IGNORE).sum()}
 
-    def __call__(self, model: Callable[..., Tensor], batch: dict[str, Tensor]) -> Loss:
+    def __call__(self, model: Callable[..., Tensor], batch: Batch) -> Loss:
         logits = model(batch["inputs"])  # (B, T) -> (B, T, V)
-        targets = batch["targets"]
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
-        return Loss({"loss": Term(nats, self.counts(batch)["loss"])})
+        return Loss({"loss": Term(nats(logits, batch["targets"]), self.counts(batch)["loss"])})
+
+
+class MaskedLM:
+    """Restore the masked tokens, and say whether the second segment follows the first (BERT, section 3.1).
+
+    The loss is the mean over masked tokens plus the mean over sequences (appendix A.2), in nats. The share of sequences
+    whose answer is right is reported as well.
+    """
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        masked = (batch["targets"] != IGNORE).sum()
+        sequences = torch.full_like(masked, len(batch["next"]))
+        return {"mlm": masked, "nsp": sequences, "nsp_accuracy": sequences}
+
+    def __call__(self, model: Callable[..., Any], batch: Batch) -> Loss:
+        mask = Mask(keep=batch["keep"])
+        mlm, nsp = model(batch["inputs"], batch["segments"], mask, batch["places"])  # (B, P, V), (B, 2)
+        counts = self.counts(batch)
+        right = (nsp.argmax(dim=-1) == batch["next"]).sum()
+        return Loss(
+            {
+                "mlm": Term(nats(mlm, batch["targets"]), counts["mlm"]),
+                "nsp": Term(nats(nsp, batch["next"]), counts["nsp"]),
+                "nsp_accuracy": Term(right, counts["nsp_accuracy"], weight=0.0),
+            }
+        )
+
+
+class Translation:
+    """Predict each next token of the target from the source and the target so far, in nats.
+
+    Label smoothing (Szegedy et al. 2016; "Attention Is All You Need", section 5.4): the right token is to get the
+    probability 1 - smoothing, and each of the V - 1 others an equal share of the rest.
+    """
+
+    def __init__(self, smoothing: float = 0.0):
+        self.smoothing = smoothing
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": (batch["targets"] != IGNORE).sum()}
+
+    def __call__(self, model: Callable[..., Tensor], batch: Batch) -> Loss:
+        logits = model(batch["source"], batch["inputs"], Mask(keep=batch["source_keep"]))  # (B, T, V)
+        loss = smoothed_nats(logits, batch["targets"], self.smoothing)
+        return Loss({"loss": Term(loss, self.counts(batch)["loss"])})
+
+
+def nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """The sum of -log p(target): logits (..., V), targets (...) with IGNORE where there is none -> ()."""
+    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+def smoothed_nats(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """The cross-entropy with labels of 1 - smoothing for the target and smoothing / (V - 1) for each other token.
+
+    torch's label_smoothing spreads its share over all V tokens, the target included: the same for
+    smoothing V / (V - 1).
+    """
+    vocab_size = logits.shape[-1]
+    share = smoothing * vocab_size / (vocab_size - 1)
+    flat = logits.flatten(0, -2).float()
+    return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE, reduction="sum", label_smoothing=share)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A loss over many batches: the total that is minimised, and each term's mean."""
+
+    total: float
+    terms: dict[str, float]
 
 
 @torch.no_grad()
-def mean_loss(model: torch.nn.Module, objective: Objective, batches: Iterable[dict[str, Tensor]]) -> float:
-    """The total loss over all batches together, in evaluation mode; the model's mode is left as it was.
+def measure(model: torch.nn.Module, objective: Objective, batches: Iterable[Batch]) -> Measured:
+    """The loss over all batches together, in evaluation mode; the model's mode is left as it was.
 
     Sums are kept in float64, so that the result does not depend on how the batches are cut.
     """
@@ -80,4 +153,10 @@ def mean_loss(model: torch.nn.Module, objective: Objective, batches: Iterable[di
                 weights[name] = term.weight
     finally:
         model.train(was_training)
-    return sum(weights[name] * sums[name] / counts[name] for name in sums)
+    means = {name: sums[name] / counts[name] for name in sums}
+    return Measured(sum(weights[name] * means[name] for name in means), means)
+
+
+def mean_loss(model: torch.nn.Module, objective: Objective, batches: Iterable[Batch]) -> float:
+    """The total of `measure`."""
+    return measure(model, objective, batches).total

@@ -1,10 +1,12 @@
-"""AdamW, its parameter groups, and learning rates as pure functions of the step."""
+"""Adam in the forms of the papers, its parameter groups, and learning rates as pure functions of the step."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from torch import nn
-from torch.optim import AdamW
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
 from classiclm.recipe import Recipe
 
@@ -12,19 +14,99 @@ from classiclm.recipe import Recipe
 def learning_rate(step: int, tokens: int, recipe: Recipe) -> float:
     """The rate of update `step` = 0, 1, ..., after which `tokens` will have been seen.
 
-    Linear warm-up, then half a cosine down to lr_floor * lr (GPT-1, section 4.1): over the steps of the run, or, with
-    decay_tokens, over that many tokens and flat from there on (GPT-3, appendix B).
+    Linear warm-up to recipe.lr, then recipe.schedule; or, with decay_tokens, both counted in tokens, half a cosine, and
+    flat from there on (GPT-3, appendix B).
     """
     if recipe.warmup_tokens is not None and recipe.decay_tokens is not None:
         if tokens < recipe.warmup_tokens:
             return recipe.lr * tokens / recipe.warmup_tokens
-        progress = (tokens - recipe.warmup_tokens) / (recipe.decay_tokens - recipe.warmup_tokens)
-    else:
-        if step < recipe.warmup:
-            return recipe.lr * (step + 1) / (recipe.warmup + 1)
-        progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+        return _cosine((tokens - recipe.warmup_tokens) / (recipe.decay_tokens - recipe.warmup_tokens), recipe)
+    if recipe.schedule == "noam":
+        return _noam(step, recipe)
+    if step < recipe.warmup:
+        return recipe.lr * (step + 1) / (recipe.warmup + 1)
+    if recipe.schedule == "linear":
+        return _linear(step, recipe)
+    return _cosine((step - recipe.warmup) / max(1, recipe.steps - recipe.warmup), recipe)
+
+
+def _cosine(progress: float, recipe: Recipe) -> float:
+    """Half a cosine from lr to lr_floor * lr (GPT-1, section 4.1), flat behind progress = 1."""
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return recipe.lr * (recipe.lr_floor + (1 - recipe.lr_floor) * cosine)
+
+
+def _linear(step: int, recipe: Recipe) -> float:
+    """The line from lr at step 0, warm-up or not, to lr_floor * lr at the last step (BERT's official code)."""
+    left = max(0.0, 1 - step / recipe.steps)
+    return recipe.lr * (recipe.lr_floor + (1 - recipe.lr_floor) * left)
+
+
+def _noam(step: int, recipe: Recipe) -> float:
+    """Equation 3 of "Attention Is All You Need", lr being its peak, d_model^-0.5 warmup^-0.5; steps count from 1."""
+    n, warmup = step + 1, max(1, recipe.warmup)
+    return recipe.lr * min(n / warmup, math.sqrt(warmup / n))
+
+
+class PaperAdam(Optimizer):
+    """Adam with decoupled decay as two papers' official codes have it, one line apart from torch's.
+
+        p <- p - rate (m / (sqrt(v) + eps) + weight_decay p)
+
+    m and v are the running means of the gradient and its square. corrected=False (BERT): rate = lr, and m and v keep
+    their bias towards 0, so that the first updates are large: 0.1 / sqrt(0.001) = 3.2 times a corrected one's.
+    corrected=True (GPT-1): rate = lr sqrt(1 - beta2^t) / (1 - beta1^t), which the decay is multiplied by too.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        corrected: bool,
+    ):
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "corrected": corrected}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            params = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if params:
+                self._update(group, params)
+
+    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        states = [self._state_of(parameter) for parameter in params]
+        for state in states:
+            state["step"] += 1
+        gradients = [parameter.grad for parameter in params]
+        m, v = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
+        beta1, beta2 = group["betas"]
+        torch._foreach_lerp_(m, gradients, 1 - beta1)
+        torch._foreach_mul_(v, beta2)
+        torch._foreach_addcmul_(v, gradients, gradients, 1 - beta2)
+        update = torch._foreach_sqrt(v)
+        torch._foreach_add_(update, group["eps"])
+        update = torch._foreach_div(m, update)
+        if group["weight_decay"]:
+            torch._foreach_add_(update, params, alpha=group["weight_decay"])
+        torch._foreach_add_(params, update, alpha=-self._rate(group, int(states[0]["step"])))
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Any]:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state
+
+    @staticmethod
+    def _rate(group: dict[str, Any], t: int) -> float:
+        beta1, beta2 = group["betas"]
+        return group["lr"] * (math.sqrt(1 - beta2**t) / (1 - beta1**t) if group["corrected"] else 1.0)
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:
@@ -37,8 +119,13 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
     return [group for group in groups if group["params"]]
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
-    """AdamW (Loshchilov and Hutter 2019) in one fused kernel; its learning rate is set anew at every step."""
+def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """The optimizer that the recipe names; its learning rate is set anew at every step.
+
+    "adamw" is torch's (Loshchilov and Hutter 2019), in one fused kernel; without decay it is the Adam of 2017.
+    """
     groups = parameter_groups(model.named_parameters(), recipe.weight_decay)
-    betas = (recipe.beta1, recipe.beta2)
-    return AdamW(groups, lr=recipe.lr, betas=betas, eps=recipe.eps, fused=True)
+    settings: dict[str, Any] = {"lr": recipe.lr, "betas": (recipe.beta1, recipe.beta2), "eps": recipe.eps}
+    if recipe.optimizer == "adamw":
+        return AdamW(groups, **settings, fused=True)
+    return PaperAdam(groups, **settings, weight_decay=recipe.weight_decay, corrected=recipe.optimizer == "adam-gpt1")

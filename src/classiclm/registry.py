@@ -18,7 +18,7 @@ import classiclm.models
 from classiclm.config import fields_of, validate
 from classiclm.data.tokenizers import Tokenizer, from_json
 from classiclm.errors import BAD_INPUT, Error, did_you_mean
-from classiclm.nn.base import LanguageModel
+from classiclm.nn.base import Model
 from classiclm.recipe import Recipe
 from classiclm.train import checkpoint
 
@@ -38,7 +38,7 @@ class Preset:
         """The module's name, as in models/gpt2.py."""
         return self.module.__name__.rpartition(".")[2]
 
-    def build(self) -> LanguageModel:
+    def build(self) -> Model:
         """The model with fresh weights."""
         return self.module.build(self.config)
 
@@ -62,12 +62,21 @@ def presets() -> dict[str, Preset]:
 
 def any_config() -> type:
     """A schema with the sizes of every family: which flags there are, before it is known which family is meant."""
+    return _union("Config", [module.Config for module in families().values()])
+
+
+def any_recipe() -> type:
+    """A schema with the settings of every kind of recipe, for the same purpose."""
+    return _union("Recipe", list(dict.fromkeys(type(preset.recipe) for preset in presets().values())))
+
+
+def _union(name: str, schemas: list[type]) -> type:
     known = {
-        field.name: (field.name, fields_of(module.Config)[field.name], dataclasses.field(default=field.default))
-        for module in families().values()
-        for field in dataclasses.fields(module.Config)
+        field.name: (field.name, fields_of(schema)[field.name], dataclasses.field(default=None))
+        for schema in schemas
+        for field in dataclasses.fields(schema)
     }
-    return dataclasses.make_dataclass("Config", known.values(), frozen=True, kw_only=True)
+    return dataclasses.make_dataclass(name, known.values(), frozen=True, kw_only=True)
 
 
 def preset(name: str) -> Preset:
@@ -86,29 +95,45 @@ def count_parameters(preset: Preset) -> int:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A trained model with its tokenizer, and which checkpoint they came from."""
+    """A trained model with its tokenizer, which checkpoint they came from, and what kind of learning it was."""
 
-    model: LanguageModel
+    model: Model
     tokenizer: Tokenizer
     folder: Path
     info: dict[str, Any]
+    task: str  # as in its recipe
 
 
 def open_run(run: str | Path, which: str = "last", device: str = "cpu") -> Loaded:
-    """The model and tokenizer of a checkpoint: "last", "best" or a step. Raises Error (exit 3) if there is none."""
-    folder = checkpoint.require(Path(run), which)
+    """The model and tokenizer of a checkpoint: "last", "best", a step, or "mean-5": the mean of the last five.
+
+    Raises Error (exit 3) if there is none, or if weights, sizes and vocabulary do not fit one another.
+    """
+    mean_of = int(which.removeprefix("mean-")) if which.removeprefix("mean-").isdecimal() and "-" in which else 1
+    folder = checkpoint.require(Path(run), "last" if mean_of > 1 else which)
     info = checkpoint.read_model_info(folder)
     module = families().get(info["family"])
     if module is None:
         why = f"is of the family {info['family']!r}, which this version does not have"
         raise Error(folder, why, "load it with the version that wrote it", BAD_INPUT)
     model = module.build(validate(module.Config, info["config"], folder / "model.json"))
-    checkpoint.load_weights(folder, model)
+    if mean_of > 1:
+        checkpoint.load_mean(Path(run), mean_of, model)
+    else:
+        checkpoint.load_weights(folder, model)
     tokenizer = from_json((folder / "tokenizer.json").read_text(encoding="utf-8"), folder / "tokenizer.json")
-    return Loaded(model.to(device).eval(), tokenizer, folder, info)
+    if tokenizer.vocab_size != model.config.vocab_size:
+        why = f"has {tokenizer.vocab_size} tokens, and the model {model.config.vocab_size}"
+        raise Error(folder / "tokenizer.json", why, "restore the folder from a copy", BAD_INPUT)
+    return Loaded(model.to(device).eval(), tokenizer, folder, info, task_of(module))
 
 
-def load(run: str | Path, which: str = "last") -> tuple[LanguageModel, Tokenizer]:
+def task_of(family: ModuleType) -> str:
+    """What kind of learning a family is for: causal, masked, pairs ..."""
+    return next(iter(family.RECIPES.values())).task
+
+
+def load(run: str | Path, which: str = "last") -> tuple[Model, Tokenizer]:
     """`model, tokenizer = load("runs/a")`: the newest checkpoint of a run, in evaluation mode, on the CPU."""
     loaded = open_run(run, which)
     return loaded.model, loaded.tokenizer

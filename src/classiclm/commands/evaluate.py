@@ -1,80 +1,131 @@
-"""classiclm evaluate: how well trained models predict a text, in units that can be compared."""
+"""classiclm evaluate: how well trained models predict or translate, in units that can be compared."""
 
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from classiclm import registry
 from classiclm.commands.tables import show, table
-from classiclm.config import Positional, load_yaml, parse_flags, validate
+from classiclm.commands.tasks import KINDS
+from classiclm.config import NonNegativeFloat, Positional, Positive, load_yaml, parse_flags, validate
 from classiclm.data.batches import evaluation_batches
 from classiclm.data.corpora import Data
-from classiclm.data.splits import prepare_text
+from classiclm.data.masked import masked_evaluation_batches, unigram_entropy
+from classiclm.data.pairs import PairData, Pairs, pair_evaluation_batches
+from classiclm.data.sentences import SentenceData, Sentences
+from classiclm.data.splits import Split, TextData
 from classiclm.errors import BAD_INPUT, Error
-from classiclm.objectives import CausalLM, mean_loss
+from classiclm.evaluate.bleu import bleu
+from classiclm.generate.beam import translate
+from classiclm.objectives import CausalLM, MaskedLM, Translation, mean_loss, measure
+from classiclm.recipe import MaskedRecipe
 from classiclm.train import machine
 
 _LOGITS = 1 << 26  # numbers at once: 256 MB in fp32
+_COLUMNS = {  # of the table for each kind of model: key -> heading
+    "causal": {"loss": "loss", "perplexity": "perplexity", "bits_per_char": "bits/char", "bits_per_byte": "bits/byte"},
+    "masked": {"mlm": "masked LM", "unigram_entropy": "unigrams", "nsp": "next sentence", "nsp_accuracy": "right"},
+    "pairs": {"loss": "loss", "perplexity": "perplexity", "bits_per_byte": "bits/byte", "bleu": "BLEU"},
+}
 
 
 @dataclass(frozen=True)
 class EvaluateFlags:
-    """Loss, perplexity and bits per character and byte of trained models on a text.
+    """Loss, perplexity, bits per character and byte of next-token models; the two losses of masked models; BLEU.
 
-    Every token of the split but the first is predicted once, in adjoining windows of the model's n_ctx, in fp32.
+    In fp32. For a next-token model every token of the split but the first is predicted once, in adjoining windows of
+    its n_ctx.
     """
 
     runs: Annotated[tuple[str, ...], Positional] = ()  # folders of runs
     data: str | None = None  # named corpus, text file or folder; default: what the run was trained on
-    split: Literal["train", "val"] = "val"  # which part of the text
-    checkpoint: str = "last"  # last, best or a saved step
+    split: str = "val"  # which part: train, val; or a test set of a pair corpus, as in test_2016_flickr
+    checkpoint: str = "last"  # last, best, a saved step, or mean-5 for the mean of the last five
+    beam: Positive = 4  # of translations; 1 = greedy
+    alpha: NonNegativeFloat = 0.6  # of the beam's length penalty
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
     json: bool = False  # as JSON
 
 
 def main(argv: Sequence[str], prog: str) -> int:
-    """One row per run."""
+    """One row per run, one table per kind of model."""
     flags = validate(EvaluateFlags, parse_flags(EvaluateFlags, argv, prog), "the command line")
     if not flags.runs:
         raise Error("RUN", "is missing", f"name the folders of one or more runs, as in {prog} runs/a runs/b")
-    rows = [measure(run, flags) for run in flags.runs]
+    rows = [measure_run(run, flags) for run in flags.runs]
     if flags.json:
         print(json.dumps(rows, indent=1))
         return 0
-    made = table(["run", "model", "data"], ["step", "loss", "perplexity", "bits/char", "bits/byte"])
-    for row in rows:
-        numbers = [f"{row[key]:.4f}" for key in ("loss", "perplexity", "bits_per_char", "bits_per_byte")]
-        made.add_row(row["run"], row["model"], f"{row['data']}, {row['split']}", str(row["step"]), *numbers)
-    show(made)
+    for task in dict.fromkeys(row["task"] for row in rows):
+        _print_table(task, [row for row in rows if row["task"] == task])
     return 0
 
 
-def measure(run: str, flags: EvaluateFlags) -> dict[str, Any]:
-    """loss (nats per token), perplexity (per token), bits_per_char, bits_per_byte of one run, and what they are of."""
+def _print_table(task: str, rows: list[dict[str, Any]]) -> None:
+    made = table(["run", "model", "data"], ["step", *_COLUMNS[task].values()])
+    for row in rows:
+        numbers = [f"{row[key]:.4f}" for key in _COLUMNS[task]]
+        made.add_row(row["run"], row["model"], f"{row['data']}, {row['split']}", str(row["step"]), *numbers)
+    show(made)
+    for row in rows:
+        if "bleu_signature" in row:
+            print(f"{row['run']}: BLEU of beam {row['beam']}, alpha {row['alpha']}: {row['bleu_signature']}")
+
+
+def measure_run(run: str, flags: EvaluateFlags) -> dict[str, Any]:
+    """The measures of one run, and what they are of."""
     loaded = registry.open_run(run, flags.checkpoint, machine.look(flags.device).device)
     data_config = Data(flags.data) if flags.data else _data_of(Path(run))
-    data = prepare_text(data_config, loaded.tokenizer)
+    data = KINDS[loaded.task].prepare(data_config, loaded.tokenizer)
     split = data.split(flags.split)
-    n_ctx = loaded.model.n_ctx or loaded.model.config.n_ctx
-    batch = max(1, _LOGITS // (n_ctx * data.tokenizer.vocab_size))
-    loss = mean_loss(loaded.model, CausalLM(), evaluation_batches(split, n_ctx, batch))
-    bits = loss * (len(split.tokens) - 1) / math.log(2)
+    measures = {"causal": _causal, "masked": _masked, "pairs": _pairs}[loaded.task](loaded, data, split, flags)
     return {
         "run": run,
         "model": loaded.info["preset"],
+        "task": loaded.task,
         "step": int(loaded.folder.name.rpartition("-")[2]),
         "data": data.name,
         "split": flags.split,
-        "n_tokens": len(split.tokens) - 1,
-        "n_ctx": n_ctx,
-        "loss": loss,
-        "perplexity": math.exp(loss),
-        "bits_per_char": bits / split.n_chars,
-        "bits_per_byte": bits / split.n_bytes,
+        **measures,
     }
+
+
+def _causal(loaded: registry.Loaded, data: TextData, split: Split, flags: EvaluateFlags) -> dict[str, Any]:
+    """loss (nats per token), perplexity (per token), bits_per_char, bits_per_byte."""
+    n_ctx = loaded.model.config.n_ctx
+    batch = max(1, _LOGITS // (n_ctx * data.tokenizer.vocab_size))
+    loss = mean_loss(loaded.model, CausalLM(), evaluation_batches(split, n_ctx, batch))
+    n_tokens = len(split.tokens) - 1
+    bits = loss * n_tokens / math.log(2)
+    sizes = {"n_tokens": n_tokens, "n_ctx": n_ctx, "loss": loss, "perplexity": math.exp(loss)}
+    return sizes | {"bits_per_char": bits / split.n_chars, "bits_per_byte": bits / split.n_bytes}
+
+
+def _masked(loaded: registry.Loaded, data: SentenceData, split: Sentences, flags: EvaluateFlags) -> dict[str, Any]:
+    """loss (their sum), mlm and nsp (nats), perplexity (per masked token), nsp_accuracy; and the entropy, in nats, of
+    the split's tokens without any context, which a model has to be below."""
+    n_ctx, tokenizer = loaded.model.config.n_ctx, data.tokenizer
+    batch = max(1, _LOGITS // (n_ctx * tokenizer.vocab_size))
+    batches = masked_evaluation_batches(split, tokenizer, n_ctx, MaskedRecipe(), batch)
+    measured = measure(loaded.model, MaskedLM(), batches)
+    perplexity, entropy = math.exp(measured.terms["mlm"]), unigram_entropy(split)
+    return {"loss": measured.total, **measured.terms, "perplexity": perplexity, "unigram_entropy": entropy}
+
+
+def _pairs(loaded: registry.Loaded, data: PairData, split: Pairs, flags: EvaluateFlags) -> dict[str, Any]:
+    """loss (nats per target token, without smoothing), perplexity, bits_per_byte of the target text, and BLEU."""
+    end = cast(int, data.tokenizer.end_of_text)
+    tokens = max(1, _LOGITS // data.tokenizer.vocab_size)
+    batches = pair_evaluation_batches(split, end, loaded.model.config.n_ctx, tokens)
+    loss = mean_loss(loaded.model, Translation(), batches)
+    bits_per_byte = loss * split.n_target_tokens / math.log(2) / split.n_bytes
+    translated = translate(cast(Any, loaded.model), split.sources(), end, end, flags.beam, flags.alpha)
+    score = bleu([data.tokenizer.decode(ids) for ids in translated], [target for _, target in split.texts])
+    numbers = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits_per_byte, "bleu": score.score}
+    return numbers | {"beam": flags.beam, "alpha": flags.alpha, "bleu_signature": score.signature}
 
 
 def _data_of(run: Path) -> Data:

@@ -1,18 +1,24 @@
-"""classiclm generate: continue a text, streamed as it is written; several at once; or again and again."""
+"""classiclm generate: continue, translate or complete texts, with whatever kind of model a run holds.
+
+A next-token model continues, and its text is streamed as it is written; a translation model translates; a masked model
+fills the blanks.
+"""
 
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from classiclm import registry
-from classiclm.config import NonNegative, Positional, Positive, parse_flags, validate
+from classiclm.config import NonNegative, NonNegativeFloat, Positional, Positive, parse_flags, validate
 from classiclm.data.tokenizers import Tokenizer
 from classiclm.errors import BAD_INPUT, Error
+from classiclm.generate.beam import continue_text, translate
 from classiclm.generate.completion import Completion, complete
+from classiclm.generate.fill import fill
 from classiclm.generate.sample import Sampling, stream
 from classiclm.generate.text import pieces
 from classiclm.train import machine
@@ -23,18 +29,20 @@ _AT_ONCE = 32  # prompts in one batch
 
 @dataclass(frozen=True)
 class GenerateFlags(Sampling):
-    """Continue a text with a trained model. The text goes to stdout as it is written."""
+    """Continue a text with a trained model, translate it, or fill its [MASK]s. The text goes to stdout."""
 
     run: Annotated[str | None, Positional] = None  # the folder of a run
-    prompt: str | None = None  # the text to continue; default: the start of a document, or a new line
+    prompt: str | None = None  # the text; default: the start of a document, or a new line
     prompts: str | None = None  # a file with one prompt per line, - for standard input
     interactive: bool = False  # keep the model loaded; continue each line that is typed, until an empty one
     max_new_tokens: Positive = 200  # how many tokens to write at most
-    greedy: bool = False  # always the likeliest token (= --temperature 0)
+    greedy: bool = False  # always the likeliest token (= --temperature 0, or --beam 1)
+    beam: Positive | None = None  # search for the likeliest text, keeping so many; default: 4 if the model translates
+    alpha: NonNegativeFloat = 0.6  # of the beam's length penalty; 0 = none
     stop: str | None = None  # end before this text
     stop_id: NonNegative | None = None  # end before this token
     seed: NonNegative = 0  # an equal seed writes an equal text; prompt i of several takes seed + i
-    checkpoint: str = "last"  # last, best or a saved step
+    checkpoint: str = "last"  # last, best, a saved step, or mean-5 for the mean of the last five
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
     overflow: Literal["crop", "error"] = "crop"  # what to do with a prompt longer than n_ctx
     json: bool = False  # one JSON object per prompt: text, tokens, log-probabilities, settings
@@ -53,13 +61,51 @@ def main(argv: Sequence[str], prog: str) -> int:
     if sum((flags.prompt is not None, flags.prompts is not None, flags.interactive)) > 1:
         raise Error("--prompt, --prompts, --interactive", "exclude one another", "give one of them")
     loaded = registry.open_run(flags.run, flags.checkpoint, machine.look(flags.device).device)
-    if flags.interactive:
+    if loaded.task != "causal" or flags.beam is not None:
+        _answer_all(loaded, flags)
+    elif flags.interactive:
         _converse(loaded, flags)
     elif flags.prompts is not None or flags.json:
         _write_all(loaded, _read_prompts(flags), flags)
     else:
         _write_one(loaded, flags.prompt, flags)
     return 0
+
+
+def _answer_all(loaded: registry.Loaded, flags: GenerateFlags) -> None:
+    """What is not streamed: translations, filled blanks, the outcome of a search. One answer per prompt or line."""
+    if flags.interactive:
+        _converse(loaded, flags, _answer)
+        return
+    for prompt in _read_prompts(flags):
+        _answer(loaded, prompt, flags)
+
+
+def _answer(loaded: registry.Loaded, prompt: str | None, flags: GenerateFlags) -> None:
+    answer = {"causal": _search, "pairs": _translate, "masked": _fill}[loaded.task](loaded, prompt, flags)
+    print(json.dumps({"prompt": prompt, **answer}) if flags.json else answer["text"])
+
+
+def _search(loaded: registry.Loaded, prompt: str | None, flags: GenerateFlags) -> dict[str, Any]:
+    tokens = _encode(prompt, loaded, flags)
+    beam, end = flags.beam or 1, loaded.tokenizer.end_of_text
+    written = continue_text(cast(Any, loaded.model), tokens, flags.max_new_tokens, beam, flags.alpha, end)
+    return {"text": (prompt or "") + loaded.tokenizer.decode(written), "tokens": written}
+
+
+def _translate(loaded: registry.Loaded, prompt: str | None, flags: GenerateFlags) -> dict[str, Any]:
+    if not prompt:
+        raise Error("--prompt", "is missing", "give the sentence to translate")
+    beam = flags.beam or (1 if flags.greedy else 4)
+    end = cast(int, loaded.tokenizer.end_of_text)
+    source = [*loaded.tokenizer.encode(prompt), end]
+    (tokens,) = translate(cast(Any, loaded.model), [source], end, end, beam, flags.alpha)
+    return {"text": loaded.tokenizer.decode(tokens), "tokens": tokens}
+
+
+def _fill(loaded: registry.Loaded, prompt: str | None, flags: GenerateFlags) -> dict[str, Any]:
+    filled = fill(cast(Any, loaded.model), cast(Any, loaded.tokenizer), prompt or "")
+    return {"text": filled.text, "candidates": filled.candidates}
 
 
 def _write_one(loaded: registry.Loaded, prompt: str | None, flags: GenerateFlags) -> None:
@@ -73,7 +119,7 @@ def _write_one(loaded: registry.Loaded, prompt: str | None, flags: GenerateFlags
 
 
 def _new_tokens(loaded: registry.Loaded, tokens: list[int], flags: GenerateFlags) -> Iterator[int]:
-    for step in stream(loaded.model, [tokens], flags.max_new_tokens, flags.sampling, flags.seed):
+    for step in stream(cast(Any, loaded.model), [tokens], flags.max_new_tokens, flags.sampling, flags.seed):
         yield step.tokens[0]
 
 
@@ -91,7 +137,7 @@ def _write_all(loaded: registry.Loaded, prompts: Sequence[str | None], flags: Ge
         encoded = [_encode(prompt, loaded, flags) for prompt in group]
         ids = [] if flags.stop_id is None else [flags.stop_id]
         settings = (flags.max_new_tokens, flags.sampling, flags.seed + start, flags.stop, ids)
-        completions = complete(loaded.model, loaded.tokenizer, encoded, *settings)
+        completions = complete(cast(Any, loaded.model), loaded.tokenizer, encoded, *settings)
         for i, (prompt, completion) in enumerate(zip(group, completions, strict=True)):
             if flags.json:
                 print(json.dumps(_as_json(prompt, completion, flags, flags.seed + start + i)))
@@ -121,14 +167,18 @@ def _read_prompts(flags: GenerateFlags) -> list[str | None]:
     return list(prompts)
 
 
-def _converse(loaded: registry.Loaded, flags: GenerateFlags) -> None:
+def _converse(
+    loaded: registry.Loaded,
+    flags: GenerateFlags,
+    write: Callable[[registry.Loaded, str | None, GenerateFlags], None] = _write_one,
+) -> None:
     """A prompt per line of standard input; a mistake in one does not end the session."""
-    say("type the beginning of a text; an empty line ends")
+    say("type a text; an empty line ends")
     for turn, line in enumerate(sys.stdin):
         if not line.strip("\n"):
             return
         try:
-            _write_one(loaded, line.rstrip("\n"), dataclasses.replace(flags, seed=flags.seed + turn))
+            write(loaded, line.rstrip("\n"), dataclasses.replace(flags, seed=flags.seed + turn))
         except Error as e:
             say(f"error: {e}")
 

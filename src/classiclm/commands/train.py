@@ -1,14 +1,12 @@
 """classiclm train: a model from scratch, or on from where its folder stands."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from classiclm.commands.runs import check_vocabulary, make_trainer, resolve
+from classiclm.commands import sweeps
+from classiclm.commands.runs import check_vocabulary, choose_preset, make_trainer, plain, prepare, resolve
 from classiclm.config import to_yaml
-from classiclm.data.splits import prepare_text
 from classiclm.errors import Error
 from classiclm.train.progress import format_seconds, say
 from classiclm.train.settings import TrainConfig
@@ -30,6 +28,8 @@ class TrainFlags(TrainConfig):
 
 def main(argv: Sequence[str], prog: str) -> int:
     """Parse, train, say how it ended; 128 + n after a signal."""
+    if choose_preset(TrainFlags, argv, prog)[0].recipe.task == "sweeps":  # NumPy, with a loop of its own
+        return sweeps.main(argv, prog)
     flags, given = resolve(TrainFlags, argv, prog)
     config = plain(flags)
     if flags.print_config:
@@ -37,16 +37,10 @@ def main(argv: Sequence[str], prog: str) -> int:
         return 0
     if flags.out is None:
         raise Error("--out", "is missing", "name the run's folder, as in --out runs/a")
-    data = prepare_text(config.data, config.tokenizer)
+    data = prepare(config)
     check_vocabulary(given, data)
     trainer = make_trainer(Path(flags.out), config, "train", data)
     return report(trainer, trainer.fit())
-
-
-def plain(flags: Any) -> TrainConfig:
-    """The settings of the run itself: without `out`, `config` and `print_config`."""
-    names = [f.name for f in dataclasses.fields(TrainConfig)]
-    return TrainConfig(**{name: getattr(flags, name) for name in names})
 
 
 def report(trainer: Trainer, result: Result) -> int:

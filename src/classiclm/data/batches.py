@@ -130,6 +130,12 @@ def evaluation_batches(split: Split, n_ctx: int, batch: int, n_windows: int | No
         yield _windows(split.tokens, np.array([n - rest]), rest)
 
 
+def rows_of(batch: Batch, n: int) -> Iterator[Batch]:
+    """The batch in parts of n sequences; the last may be smaller."""
+    n_rows = len(next(iter(batch.values())))
+    return ({name: tensor[i : i + n] for name, tensor in batch.items()} for i in range(0, n_rows, n))
+
+
 def _windows(tokens: np.ndarray, starts: np.ndarray, n_ctx: int) -> Batch:
     rows = tokens[starts[:, None] + np.arange(n_ctx + 1)].astype(np.int64)  # (B, T + 1)
     pair = torch.from_numpy(rows)

@@ -115,7 +115,7 @@ RECIPES = dict.fromkeys(PRESETS, _BASE) | {
     "transformer2017-d-smooth0": dataclasses.replace(_BASE, label_smoothing=0.0),
     "transformer2017-d-smooth2": dataclasses.replace(_BASE, label_smoothing=0.2),
     "transformer2017-multi30k": dataclasses.replace(
-        _BASE, tokenizer="bpe-8000", batch=4096, steps=3000, lr=2e-3, warmup=600
+        _BASE, tokenizer="bpe-8000", batch=4096, steps=3000, lr=1.5e-3, warmup=800
     ),
 }
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+IGNORE = -100  # a target with this id is masked out of the loss
 
 @dataclass(frozen=True)
 class Mask:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -81,7 +82,9 @@ def require(run: Path, which: str) -> Path:
             raise Error(folder, problem, f"choose one of the saved steps: {have}", BAD_INPUT)
         return folder
     if which not in ("last", "best"):
-        raise Error(which, "is no checkpoint", "choose last, best or a saved step")
+        raise Error(
+            which, "is no checkpoint", "choose last, best, a saved step, or mean-5 for the mean of the last five"
+        )
     newest, warnings = newest_valid(run)
     for warning in warnings:
         say(f"warning: {warning}")
@@ -130,8 +133,42 @@ def read_model_info(folder: Path) -> dict[str, Any]:
 
 
 def load_weights(folder: Path, model: torch.nn.Module) -> None:
-    """Fill a model from a verified checkpoint."""
-    model.load_state_dict(load_tensors((folder / "model.safetensors").read_bytes()))
+    """Fill a model from a verified checkpoint. Raises Error (exit 3) for weights of other names or shapes."""
+    _fill(model, _read_weights(folder), folder / "model.safetensors")
+
+
+def load_mean(run: Path, n: int, model: torch.nn.Module) -> None:
+    """Fill a model with the mean of the last n checkpoints ("Attention Is All You Need", section 6.1).
+
+    Raises Error (exit 3) if there are not as many valid ones.
+    """
+    folders = [folder_of(run, step) for step in saved_steps(run)]
+    valid = [folder for folder in folders if defect(folder) is None]
+    if len(valid) < n:
+        fix = f"choose at most mean-{len(valid)}, or train with a larger --keep"
+        raise Error(run, f"has {len(valid)} valid checkpoints, not {n}", fix, BAD_INPUT)
+    weights = [_read_weights(folder) for folder in valid[-n:]]
+    mean = {
+        name: torch.stack([w[name].double() for w in weights]).mean(0).to(weights[0][name].dtype) for name in weights[0]
+    }
+    _fill(model, mean, run)
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / "model.safetensors"
+    try:
+        return load_tensors(path.read_bytes())
+    except SafetensorError as e:
+        raise Error(path, f"is no safetensors file ({e})", "restore the folder from a copy", BAD_INPUT) from e
+
+
+def _fill(model: torch.nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as e:  # torch lists all that does not fit, a line each
+        first = next((line.strip() for line in str(e).splitlines()[1:]), str(e))
+        fix = "restore the folder from a copy; model.json has to be the one that was saved with it"
+        raise Error(source, f"does not hold this model's weights: {first}", fix, BAD_INPUT) from e
 
 
 def load_moments(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from classiclm.config import to_yaml
-from classiclm.data.batches import Batch, derive
+from classiclm.data.batches import Batch, derive, rows_of
 from classiclm.errors import BAD_INPUT, DIVERGED, Error
-from classiclm.objectives import Objective, mean_loss
+from classiclm.objectives import Measured, Objective, measure
 from classiclm.optim import learning_rate, make_optimizer
 from classiclm.train import checkpoint
 from classiclm.train.machine import Plan, autocast
@@ -38,10 +38,13 @@ class Task:
 
     objective: Objective
     batches: Callable[[int], Batch]  # step 0, 1, ... -> its batch
+    n_tokens: Callable[[Batch], int]  # how many tokens of a batch count as seen
     validation: Callable[[int | None], Iterable[Batch]]  # number of windows, None = all
-    tokens_per_byte: float  # of the validation text
+    validated: Objective  # what is measured on them
+    tokens_per_byte: float | None  # of the validation text; None where bits per byte have no meaning
     fingerprint: str  # of the training data
     files: dict[str, str] = field(default_factory=dict)  # name -> text, saved with each checkpoint
+    parts: Callable[[Batch, int], Iterable[Batch]] = rows_of  # a batch in micro-batches of the given size
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Trainer:
     def __init__(self, run: Path, config: TrainConfig, plan: Plan, model: nn.Module, task: Task, label: str = "train"):
         self.run, self.config, self.plan, self.task, self.label = run, config, plan, task, label
         self.model = model.to(plan.device)
-        self.forward: Callable[..., Tensor] = _compiled(self.model) if plan.compile else self.model
+        self.forward: Callable[..., Any] = _compiled(self.model) if plan.compile else self.model
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(plan.device, enabled=plan.precision == "fp16")
         self.metrics = Metrics(run)
@@ -100,14 +103,15 @@ class Trainer:
         """One optimizer step over all micro-batches; the row to be logged, empty if this step is not."""
         step = self.state.step
         torch.manual_seed(derive("dropout", self.config.seed, step))
-        batch = {name: tensor.to(self.plan.device) for name, tensor in self.task.batches(step).items()}
-        counts = self.task.objective.counts(batch)
-        n_tokens = batch["inputs"].numel()
+        batch = self.task.batches(step)
+        n_tokens = self.task.n_tokens(batch)
+        parts = [self._on_device(part) for part in self.task.parts(batch, self.plan.micro_batch)]
+        counts = self._on_device(self.task.objective.counts(batch))
         rate = learning_rate(step, self.state.tokens + n_tokens, self.config)
         logged = self._will_log(step + 1)
         began = self._now(logged)
         loss = torch.zeros((), device=self.plan.device)
-        for micro in self._micro_batches(batch):
+        for micro in parts:
             with autocast(self.plan.device, self.plan.precision):
                 part = self.task.objective(self.forward, micro).total(counts)
             self.scaler.scale(part).backward()
@@ -124,9 +128,8 @@ class Trainer:
         numbers = {"loss": loss.item(), "lr": rate, "grad_norm": norm_or_null, "tokens_per_s": round(speed, 1)}
         return {"step": self.state.step, "tokens": self.state.tokens, **numbers}
 
-    def _micro_batches(self, batch: Batch) -> Iterator[Batch]:
-        size, n = self.plan.micro_batch, len(batch["inputs"])
-        return ({name: tensor[i : i + size] for name, tensor in batch.items()} for i in range(0, n, size))
+    def _on_device(self, tensors: Batch) -> Batch:
+        return {name: tensor.to(self.plan.device) for name, tensor in tensors.items()}
 
     def _update(self, rate: float, look: bool) -> Tensor:
         """Clip, step, clear; returns the norm before clipping. `look` waits for the norm and refuses a non-finite one
@@ -154,16 +157,20 @@ class Trainer:
             return False
         n_windows = None if self.config.eval_windows == "all" else self.config.eval_windows
         sampled = self._measure(n_windows)
-        improved = not self.state.best or sampled < self.state.best["val_loss"]
+        improved = not self.state.best or sampled.total < self.state.best["val_loss"]
         if improved:
-            self.state.best = {"step": self.state.step, "val_loss": sampled}
-        row["val_loss"] = self._measure(None) if last and n_windows is not None else sampled
-        row["bits_per_byte"] = row["val_loss"] * self.task.tokens_per_byte / math.log(2)
+            self.state.best = {"step": self.state.step, "val_loss": sampled.total}
+        measured = self._measure(None) if last and n_windows is not None else sampled
+        row["val_loss"] = measured.total
+        if len(measured.terms) > 1:
+            row |= {f"val_{name}": value for name, value in measured.terms.items()}
+        if self.task.tokens_per_byte is not None:
+            row["bits_per_byte"] = measured.total * self.task.tokens_per_byte / math.log(2)
         return improved
 
-    def _measure(self, n_windows: int | None) -> float:
+    def _measure(self, n_windows: int | None) -> Measured:
         with autocast(self.plan.device, self.plan.precision):
-            return mean_loss(self.model, self.task.objective, self.task.validation(n_windows))
+            return measure(self.model, self.task.validated, self.task.validation(n_windows))
 
     def _due(self, every: int) -> bool:
         return self.state.step % every == 0 or self.state.step == self.config.steps
@@ -246,7 +253,7 @@ def _diverged(step: int, why: str) -> Error:
     return Error(f"step {step}", f"{why}; training diverged", fix, DIVERGED)
 
 
-def _compiled(model: nn.Module) -> Callable[..., Tensor]:
+def _compiled(model: nn.Module) -> Callable[..., Any]:
     """The compiled model; whatever cannot be compiled runs as it is, with a warning from torch."""
     torch._dynamo.config.suppress_errors = True
     return torch.compile(model)

@@ -1,0 +1,130 @@
+"""The kinds of learning, each wired from its parts: which data, which batches, which objective.
+
+A recipe names its kind (`task`); the commands look it up here, and so know no paper by name.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from classiclm import registry
+from classiclm.data import masked, pairs
+from classiclm.data.batches import Batch, Windows, evaluation_batches
+from classiclm.data.corpora import Data
+from classiclm.data.pairs import PairData, prepare_pairs
+from classiclm.data.sentences import SentenceData, prepare_sentences
+from classiclm.data.splits import TextData, prepare_text
+from classiclm.data.tokenizers import Tokenizer
+from classiclm.nn.mask import IGNORE
+from classiclm.objectives import CausalLM, MaskedLM, Translation
+from classiclm.train import machine
+from classiclm.train.trainer import Task
+
+Corpus = TextData | SentenceData | PairData
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of learning."""
+
+    prepare: Callable[[Data, str | Tokenizer], Any]  # read, split, tokenise
+    task: Callable[[Any, machine.Plan, Any], dict[str, Any]]  # config, plan, data -> the parts of a Task but its files
+    sizes: Callable[
+        [Any, int], machine.Sizes
+    ]  # config, parameters -> what a micro-batch's memory follows from
+    batch: Callable[[Any, Any], str]  # config, data -> a step's batch, in words
+
+
+def make_task(preset: registry.Preset, config: Any, plan: machine.Plan, data: Corpus) -> Task:
+    """What the trainer needs, with the files that travel with the weights."""
+    info = {"family": preset.family, "preset": preset.name, "config": dataclasses.asdict(config.model)}
+    files = {"model.json": json.dumps(info, indent=1), "tokenizer.json": data.tokenizer.to_json()}
+    return Task(**KINDS[preset.recipe.task].task(config, plan, data), fingerprint=data.train.fingerprint, files=files)
+
+
+def _causal(config: Any, plan: machine.Plan, data: TextData) -> dict[str, Any]:
+    n_ctx = config.model.n_ctx
+    return {
+        "objective": CausalLM(),
+        "batches": Windows(data.train, n_ctx, config, config.seed),
+        "n_tokens": _n_inputs,
+        "validation": lambda n_windows: evaluation_batches(data.val, n_ctx, plan.micro_batch, n_windows),
+        "validated": CausalLM(),
+        "tokens_per_byte": (len(data.val.tokens) - 1) / data.val.n_bytes,
+    }
+
+
+def _masked(config: Any, plan: machine.Plan, data: SentenceData) -> dict[str, Any]:
+    n_ctx, tokenizer = config.model.n_ctx, data.tokenizer
+    return {
+        "objective": MaskedLM(),
+        "batches": masked.MaskedBatches(data.train, tokenizer, n_ctx, config, config.seed),
+        "n_tokens": lambda batch: int(batch["keep"].sum()),
+        "validation": lambda n: masked.masked_evaluation_batches(
+            data.val, tokenizer, n_ctx, config, plan.micro_batch, n
+        ),
+        "validated": MaskedLM(),
+        "tokens_per_byte": None,
+    }
+
+
+def _pairs(config: Any, plan: machine.Plan, data: PairData) -> dict[str, Any]:
+    n_ctx, end = config.model.n_ctx, data.tokenizer.end_of_text
+    return {
+        "objective": Translation(config.label_smoothing),
+        "batches": pairs.PairBatches(data.train, end, n_ctx, config, config.seed),
+        "n_tokens": lambda batch: int((batch["targets"] != IGNORE).sum()),
+        "validation": lambda n: pairs.pair_evaluation_batches(data.val, end, n_ctx, plan.micro_batch, n),
+        "validated": Translation(),
+        "tokens_per_byte": data.val.n_target_tokens / data.val.n_bytes,
+        "parts": pairs.micro_batches,
+    }
+
+
+def _n_inputs(batch: Batch) -> int:
+    return batch["inputs"].numel()
+
+
+def _d_ff(model: Any) -> int:
+    return getattr(model, "d_ff", None) or 4 * model.d_model
+
+
+def _sizes(config: Any, n_params: int) -> machine.Sizes:
+    model = config.model
+    return machine.Sizes(model.n_ctx, _d_ff(model), model.n_layers, model.vocab_size, n_params)
+
+
+def _masked_sizes(config: Any, n_params: int) -> machine.Sizes:
+    """Only the masked places have logits."""
+    sizes = _sizes(config, n_params)
+    return dataclasses.replace(sizes, vocab_size=max(1, int(config.mask_share * sizes.vocab_size)))
+
+
+def _pair_sizes(config: Any, n_params: int) -> machine.Sizes:
+    """Batches are counted in tokens; each passes through as many layers again in the other half of the model."""
+    sizes = _sizes(config, n_params)
+    return dataclasses.replace(sizes, n_ctx=1, n_layers=2 * sizes.n_layers)
+
+
+def _windows_in_words(config: Any, data: TextData) -> str:
+    n_ctx = config.model.n_ctx
+    n_tokens = f"{config.batch} x {n_ctx} = {config.batch * n_ctx:,} tokens a step"
+    return f"{data.name} ({len(data.train.tokens):,} tokens); {n_tokens}"
+
+
+def _sentences_in_words(config: Any, data: SentenceData) -> str:
+    n_ctx = config.first_ctx or config.model.n_ctx
+    return f"{data.name} ({len(data.train.tokens):,} tokens); {config.batch} sequences of up to {n_ctx} tokens a step"
+
+
+def _pairs_in_words(config: Any, data: PairData) -> str:
+    return f"{data.name} ({len(data.train):,} pairs); up to {config.batch:,} tokens a side in a step"
+
+
+KINDS = {
+    "causal": Kind(prepare_text, _causal, _sizes, _windows_in_words),
+    "masked": Kind(prepare_sentences, _masked, _masked_sizes, _sentences_in_words),
+    "pairs": Kind(prepare_pairs, _pairs, _pair_sizes, _pairs_in_words),
+}

@@ -1,0 +1,100 @@
+"""What every tokenizer is, and what the kinds share: a check for real Unicode, and cutting a long text in pieces."""
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import tokenizers
+
+from classiclm.errors import BAD_INPUT, Error
+
+MAX_VOCAB = 1_000_000
+PIECE = 1 << 20  # characters encoded at a time, so that memory does not grow with the text
+
+
+class Tokenizer(ABC):
+    """encode: text -> ids; decode: ids -> text; `end_of_text` is the id that separates documents, if there is one."""
+
+    vocab_size: int
+    end_of_text: int | None = None
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text. Special tokens in it stay plain text."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids; bytes that are not UTF-8 become U+FFFD."""
+
+    @abstractmethod
+    def to_json(self) -> str:
+        """The text of tokenizer.json."""
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """The ids as an array of the smallest fitting type, uint16 or int32."""
+        return np.asarray(self.encode(text), dtype=self.dtype)
+
+    @property
+    def dtype(self) -> type:
+        """uint16 as long as it fits (Megatron's rule), else int32."""
+        return np.uint16 if self.vocab_size < 65_500 else np.int32
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of tokenizer.json: equal tokenizers have equal ones."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+class LibraryTokenizer(Tokenizer):
+    """A tokenizer that the `tokenizers` library runs as a whole: what tokenizer.json says is what it does.
+
+    `border` matches where a long text may be cut without a change in its ids; a subclass sets it.
+    """
+
+    border: re.Pattern[str]
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer):
+        self._tokenizer = tokenizer
+        self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" or "[MASK]" in a user's text stays text
+        self.vocab_size = tokenizer.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Raises Error (exit 3) for half a character (a lone surrogate), which no UTF-8 text has."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise Error("text", "is not Unicode", "give it as UTF-8", BAD_INPUT) from e
+        ids: list[int] = []
+        for piece in pieces(text, self.border):  # the batch of one is for its speed: it keeps no offsets
+            ids += self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0].ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def to_json(self) -> str:
+        return self._tokenizer.to_str()
+
+
+def check_size(name: str, vocab_size: int, smallest: int, why: str, example: str) -> None:
+    """Raises Error (exit 2) for a vocabulary size that cannot be; `why` says what the smallest is made of."""
+    if not smallest <= vocab_size <= MAX_VOCAB:
+        why = f"should have from {smallest} ({why}) to {MAX_VOCAB:,} tokens"
+        raise Error(name, why, f"use {example}, or another number in between")
+
+
+def pieces(text: str, border: re.Pattern[str]) -> list[str]:
+    """Cut behind a match of `border` whenever PIECE characters have come together; one piece if there is none.
+
+    The border says where the tokenizer always cuts too, so that the ids of the pieces are those of the whole.
+    """
+    found, start = [], 0
+    while len(text) - start > PIECE:
+        place = border.search(text, start + PIECE - 2)
+        if place is None:
+            break
+        found.append(text[start : place.end()])
+        start = place.end()
+    return [*found, text[start:]]

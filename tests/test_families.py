@@ -1,0 +1,254 @@
+"""Every family through the one trainer and the same commands: killed and resumed, written with, measured, misused."""
+
+import gzip
+import json
+import random
+import shutil
+
+import pytest
+
+from classiclm import registry
+from classiclm.data.tokenizers import load_tokenizer
+from classiclm.files import publish_folder, sha256_of_file
+from classiclm.train import checkpoint
+from classiclm.train.trainer import Trainer
+
+SIZES = "--model.n_layers 2 --model.d_model 16 --model.n_heads 2 --model.n_ctx 24 --device cpu"
+SHORT = "--steps 14 --save_every 4 --eval_every 5 --log_every 3 --eval_windows 4"
+FAMILIES = {
+    "ladder": f"ladder-12 --batch 4 --model.n_ctx 24 {SHORT} --device cpu",
+    "gpt1": f"gpt1-tiny --tokenizer gpt1-bpe-600 --batch 4 {SHORT} {SIZES}",
+    "gpt2": f"gpt2-shakespeare-cpu --batch 4 --model.dropout 0.1 {SHORT} {SIZES}",
+    "gpt3": f"gpt3-tiny --tokenizer bpe-300 --batch 4 --model.band 8 {SHORT} {SIZES}",
+    "bert": f"bert-shakespeare --tokenizer wordpiece-300 --batch 4 --model.dropout 0.1 --first_ctx 12 {SHORT} {SIZES}",
+    "transformer2017": f"transformer2017-multi30k --tokenizer bpe-300 --batch 120 --warmup 5 {SHORT} {SIZES} --micro_batch 50",
+}
+families = pytest.mark.parametrize("family", FAMILIES)
+WORDS = ["der", "hund", "läuft", "im", "schnee", "ein", "mann", "sieht", "die", "frau", "und", "das", "kind", "gras"]
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    """A text of documents with a sentence per line, and a folder of sentence pairs."""
+    root, draw = tmp_path_factory.mktemp("corpora"), random.Random(0)
+
+    def sentence():
+        return " ".join(draw.choices(WORDS, k=draw.randint(3, 9)))
+
+    (root / "text.txt").write_text("\n\n".join("\n".join(sentence() for _ in range(5)) for _ in range(40)))
+    pairs = root / "pairs"
+    pairs.mkdir()
+    for split, n in (("train", 80), ("val", 12), ("test_small", 9)):
+        lines = [sentence() for _ in range(n)]
+        with gzip.open(pairs / f"{split}.de.gz", "wt", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+        (pairs / f"{split}.en").write_text("\n".join(line.upper() for line in lines) + "\n")
+    return root
+
+
+def command(family, corpora, run):
+    data = ["--data.source", "de", "--data.target", "en"] if family == "transformer2017" else []
+    place = corpora / "pairs" if family == "transformer2017" else corpora / "text.txt"
+    return ("train", *FAMILIES[family].split(), "--data", place, *data, "--out", run)
+
+
+@pytest.fixture(scope="module")
+def trained(corpora, tmp_path_factory):
+    """Family -> the folder of its run, trained once without interruption."""
+    from classiclm.cli import main
+
+    made = {}
+
+    def run_of(family):
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp("runs") / family
+            assert main([str(word) for word in command(family, corpora, made[family])]) == 0
+        return made[family]
+
+    return run_of
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL inside this process."""
+
+
+def die_at(monkeypatch, step):
+    real = Trainer._train_step
+
+    def train_step(self):
+        if self.state.step == step:
+            raise Killed
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "_train_step", train_step)
+
+
+def weights_of(run):
+    return sha256_of_file(checkpoint.newest_valid(run)[0] / "model.safetensors")
+
+
+def rows_of(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_s")} for row in rows]
+
+
+@families
+def test_a_run_of_every_family_killed_twice_ends_with_the_same_bytes_and_rows(
+    family, trained, corpora, tmp_path, cli, monkeypatch
+):
+    for step in (3, 11):
+        with monkeypatch.context() as patch:
+            die_at(patch, step)
+            with pytest.raises(Killed):
+                cli(*command(family, corpora, tmp_path))
+    code, _, err = cli(*command(family, corpora, tmp_path))
+    assert code == 0, err
+    assert "continuing" in err
+    assert weights_of(tmp_path) == weights_of(trained(family))
+    assert rows_of(tmp_path) == rows_of(trained(family))
+
+
+@families
+def test_every_family_learns_something(family, trained):
+    rows = rows_of(trained(family))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["step"] == 14
+
+
+@families
+def test_every_family_writes_and_is_measured(family, trained, cli):
+    prompt = "der [MASK] läuft" if family == "bert" else "der hund"
+    code, out, err = cli("generate", trained(family), "--prompt", prompt, "--max_new_tokens", 4, "--device", "cpu")
+    assert code == 0, err
+    assert out
+    code, out, err = cli("evaluate", trained(family), "--device", "cpu", "--json")
+    assert code == 0, err
+    (row,) = json.loads(out)
+    last = rows_of(trained(family))[-1]
+    assert row["loss"] == pytest.approx(last["val_loss"], rel=0.03)  # training measures in bf16 where that is fast
+
+
+def test_the_masked_row_says_both_losses_and_how_often_the_pair_was_told(trained, cli):
+    (row,) = json.loads(cli("evaluate", trained("bert"), "--device", "cpu", "--json")[1])
+    assert row["loss"] == pytest.approx(row["mlm"] + row["nsp"])
+    assert 0 <= row["nsp_accuracy"] <= 1
+    assert 1 < row["unigram_entropy"] < 6
+    last = rows_of(trained("bert"))[-1]
+    assert last["val_loss"] == pytest.approx(last["val_mlm"] + last["val_nsp"])
+    assert "bits_per_byte" not in last
+
+
+def test_the_blanks_are_filled_and_their_candidates_have_probabilities(trained, cli):
+    run = trained("bert")
+    code, out, err = cli("generate", run, "--prompt", "der [MASK] und [MASK]", "--json", "--device", "cpu")
+    assert code == 0, err
+    answer = json.loads(out)
+    assert [len(blank) for blank in answer["candidates"]] == [5, 5]
+    assert all(0 < p <= 1 for blank in answer["candidates"] for _, p in blank)
+    assert answer["candidates"][0][0][0].removeprefix("##") in answer["text"]
+    assert "[MASK]" not in answer["text"]
+
+
+def test_bleu_is_measured_on_a_test_set_and_its_signature_is_printed(trained, cli):
+    run = trained("transformer2017")
+    code, out, err = cli("evaluate", run, "--split", "test_small", "--beam", 2, "--device", "cpu")
+    assert code == 0, err
+    assert "tok:13a" in out
+    assert "BLEU of beam 2" in out
+    (row,) = json.loads(cli("evaluate", run, "--split", "test_small", "--beam", 1, "--device", "cpu", "--json")[1])
+    assert 0 <= row["bleu"] <= 100
+
+
+def test_the_mean_of_the_last_checkpoints_is_their_mean(trained):
+    run = trained("transformer2017")
+    steps = checkpoint.saved_steps(run)[-3:]
+    each = [registry.open_run(run, str(step)).model.state_dict() for step in steps]
+    mean = registry.open_run(run, "mean-3").model.state_dict()
+    for name in mean:
+        assert (mean[name] - sum(weights[name] for weights in each) / 3).abs().max() < 1e-6
+
+
+def test_more_checkpoints_than_there_are_cannot_be_averaged(trained, cli):
+    code, _, err = cli("evaluate", trained("transformer2017"), "--checkpoint", "mean-90", "--device", "cpu")
+    assert code == 3
+    assert "not 90" in err
+
+
+WRONG = {
+    "pairs given to a GPT": ("gpt2", "pairs", 3, "pairs"),
+    "pairs given to a BERT": ("bert", "pairs", 3, "pairs"),
+    "text without pairs given to a translator": ("transformer2017", "text.txt", 3, "pairs"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_wrong_kind_of_data_is_told_in_one_line(name, corpora, tmp_path, cli):
+    family, place, expected, word = WRONG[name]
+    words = [corpora / place if w in (corpora / "text.txt", corpora / "pairs") else w
+             for w in command(family, corpora, tmp_path / "run")]  # fmt: skip
+    code, _, err = cli(*words)
+    assert code == expected, err
+    assert word in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "prompt", "code", "words"),
+    [("bert", "no blank here", 2, "[MASK]"), ("transformer2017", None, 2, "--prompt"), ("gpt2", "", 2, "empty")],
+)
+def test_a_prompt_that_does_not_fit_the_model_is_told(family, prompt, code, words, trained, cli):
+    flags = [] if prompt is None else ["--prompt", prompt]
+    got, _, err = cli("generate", trained(family), *flags, "--device", "cpu")
+    assert got == code
+    assert words in err
+
+
+def test_a_masked_model_wants_a_tokenizer_with_masks(corpora, tmp_path, cli):
+    words = [w if w != "wordpiece-300" else "bpe-300" for w in command("bert", corpora, tmp_path)]
+    code, _, err = cli(*words)
+    assert code == 2
+    assert "wordpiece" in err
+
+
+def damaged(run, target, change):
+    """A copy of a run whose newest checkpoint was changed and published anew, with sums that hold."""
+    folder = checkpoint.newest_valid(run)[0]
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "MANIFEST.json"}
+    new = target / "checkpoints" / folder.name
+    new.parent.mkdir(parents=True)
+    shutil.copy(run / "config.yaml", target)
+    publish_folder(new, files | change(files), {"step": 14})
+    return target
+
+
+@families
+def test_a_vocabulary_or_weights_that_do_not_fit_the_checkpoint_are_told(family, trained, tmp_path, cli):
+    run = trained(family)
+    info = json.loads((checkpoint.newest_valid(run)[0] / "model.json").read_bytes())
+    wider = {**info, "config": {**info["config"], "d_model": 32}}
+    larger = {**info, "config": {**info["config"], "vocab_size": info["config"]["vocab_size"] + 1}}
+    changes = {
+        "wider": {"model.json": json.dumps(wider).encode()},
+        "larger": {"model.json": json.dumps(larger).encode()},
+        "pickle": {"model.safetensors": b"\x80\x04\x95\x10\x00\x00\x00cos\nsystem\n."},
+        "torn": {"model.safetensors": (checkpoint.newest_valid(run)[0] / "model.safetensors").read_bytes()[:100]},
+    }
+    for name, change in changes.items():
+        bad = damaged(run, tmp_path / name, lambda files, change=change: change)
+        code, _, err = cli("evaluate", bad, "--device", "cpu")
+        assert code == 3, f"{name}: {err}"
+        assert err.count("\n") == 1
+
+
+def test_another_tokenizer_than_the_models_is_told(trained, tmp_path, cli):
+    smaller = (checkpoint.newest_valid(trained("gpt2"))[0] / "tokenizer.json").read_bytes()
+    bad = damaged(trained("gpt3"), tmp_path / "bad", lambda files: {"tokenizer.json": smaller})
+    code, _, err = cli("generate", bad, "--device", "cpu")
+    assert code == 3
+    assert "tokens" in err
+
+
+def test_a_runs_tokenizer_is_found_by_the_runs_folder(trained):
+    for family in FAMILIES:
+        assert load_tokenizer(str(trained(family))).vocab_size == registry.load(trained(family))[0].config.vocab_size
