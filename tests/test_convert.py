@@ -44,7 +44,7 @@ def make_run(folder, family, config, tokenizer, seed=0):
     model = importlib.import_module(f"classiclm.models.{family}").build(config)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
-            parameter.normal_(1.0 if ".ln" in parameter_name and "weight" in parameter_name else 0.0, 0.3)
+            parameter.normal_(1.0 if "ln" in parameter_name and "weight" in parameter_name else 0.0, 0.3)
     info = {"family": family, "preset": "small", "config": dataclasses.asdict(config)}
     files = {"model.json": json.dumps(info), "tokenizer.json": tokenizer.to_json()}
     checkpoint.save(folder, model, torch.optim.AdamW(model.parameters()), checkpoint.State(step=1), files)
@@ -109,7 +109,8 @@ def test_an_exported_gpt_gives_the_same_logits_and_greedy_text_in_transformers(n
     logits = theirs(tokens).logits
     assert logits.std() >= 1
     assert apart(model(tokens), logits) <= 1e-5
-    written = theirs.generate(tokens, max_new_tokens=15, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    settings = {"max_new_tokens": 15, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
+    written = theirs.generate(tokens, attention_mask=torch.ones_like(tokens), **settings)
     assert torch.equal(written, model.generate(tokens, max_new_tokens=15, temperature=0))
     assert theirs.config.eos_token_id == tokenizer.end_of_text
 

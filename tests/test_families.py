@@ -21,7 +21,7 @@ FAMILIES = {
     "gpt2": f"gpt2-shakespeare-cpu --batch 4 --model.dropout 0.1 {SHORT} {SIZES}",
     "gpt3": f"gpt3-tiny --tokenizer bpe-300 --batch 4 --model.band 8 {SHORT} {SIZES}",
     "bert": f"bert-shakespeare --tokenizer wordpiece-300 --batch 4 --model.dropout 0.1 --first_ctx 12 {SHORT} {SIZES}",
-    "transformer2017": f"transformer2017-multi30k --tokenizer bpe-300 --batch 120 --warmup 5 {SHORT} {SIZES} --micro_batch 50",
+    "transformer2017": f"transformer2017-multi30k --tokenizer bpe-300 --batch 120 --warmup 5 {SHORT} {SIZES}",
 }
 families = pytest.mark.parametrize("family", FAMILIES)
 WORDS = ["der", "hund", "läuft", "im", "schnee", "ein", "mann", "sieht", "die", "frau", "und", "das", "kind", "gras"]

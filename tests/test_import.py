@@ -21,9 +21,9 @@ from classiclm.models import gpt1
 
 transformers = pytest.importorskip("transformers")
 
-TEXT = "The cat sat on the mat, and the dog's bone lay in the garden. " * 40
+TEXT = "The cat sat on the mat, and the dog's bone lay in the garden, where no one looks but I. " * 40
 SENTENCE = "the cat's bone sat in the garden."
-BPE, GPT1_BPE, PIECES = ByteBPE.train(TEXT, 300), GPT1BPE.train(TEXT, 90), WordPiece.train(TEXT, 80)
+BPE, GPT1_BPE, PIECES = ByteBPE.train(TEXT, 290), GPT1BPE.train(TEXT, 90), WordPiece.train(TEXT, 80)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def large(model):
 
 
 def their_gpt2(**changes):
-    sizes = {"n_layer": 2, "n_embd": 24, "n_head": 3, "n_positions": 40, "vocab_size": 300, **changes}
+    sizes = {"n_layer": 2, "n_embd": 24, "n_head": 3, "n_positions": 40, "vocab_size": 290, **changes}
     return large(transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)))
 
 
@@ -88,7 +88,7 @@ def equal_logits(run, theirs, tokens):
     assert ((ours(tokens) - expected).abs().max() / expected.std()).item() <= 1e-5
 
 
-TOKENS = torch.arange(30)[None] * 7 % 80
+TOKENS = torch.arange(30)[None] * 7 % 60
 
 
 # What transformers writes
@@ -143,7 +143,7 @@ def test_its_bert_gives_its_logits_and_its_tokens(lowercase, take, tmp_path):
 def test_its_marian_gives_its_logits(take, tmp_path):
     config = transformers.MarianConfig(
         encoder_layers=2, decoder_layers=2, d_model=24, encoder_attention_heads=3, decoder_attention_heads=3,
-        encoder_ffn_dim=50, decoder_ffn_dim=50, max_position_embeddings=40, vocab_size=300, pad_token_id=0,
+        encoder_ffn_dim=50, decoder_ffn_dim=50, max_position_embeddings=40, vocab_size=290, pad_token_id=0,
         eos_token_id=0, decoder_start_token_id=0, forced_eos_token_id=None, scale_embedding=True,
         activation_function="relu",
     )  # fmt: skip
@@ -232,11 +232,11 @@ def test_a_folder_without_a_tokenizer_needs_the_flag_and_one_that_does_not_fit_i
     assert "--tokenizer" in line
     other = tmp_path / "other"
     other.mkdir()
-    for size, expected in ((299, 3), (301, 3), (300, 0)):
+    for size, expected in ((289, 3), (291, 3), (290, 0)):
         (other / "tokenizer.json").write_text(ByteBPE.train("abracadabra " * 9 + TEXT, size).to_json())
         code, line = take(folder, "--tokenizer", other)
         assert code == expected, line
-        assert code == 0 or "rows for 300" in line
+        assert code == 0 or "rows for 290" in line
 
 
 # OpenAI's files

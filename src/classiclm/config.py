@@ -138,9 +138,16 @@ def _check_keys(schema: type, tree: Any, source: object, path: tuple[str, ...]) 
     return checked
 
 
-@functools.cache
 def with_model(schema: type, model_schema: type, recipe_schema: type) -> type:
-    """The schema with its field `model` typed as one model's own Config, and the settings of that model's recipe."""
+    """The schema with its field `model` typed as one model's own Config, and the settings of that model's recipe.
+
+    Equal arguments give the same class.
+    """
+    return _with_model(schema, model_schema, recipe_schema)
+
+
+@functools.cache
+def _with_model(schema: Any, model_schema: Any, recipe_schema: Any) -> type:
     field = ("model", model_schema, dataclasses.field(default_factory=model_schema))
     doc = {"__doc__": schema.__doc__}
     bases = (schema,) if issubclass(schema, recipe_schema) else (schema, recipe_schema)

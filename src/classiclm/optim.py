@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ class PaperAdam(Optimizer):
         states = [self._state_of(parameter) for parameter in params]
         for state in states:
             state["step"] += 1
-        gradients = [parameter.grad for parameter in params]
+        gradients = [cast(Tensor, parameter.grad) for parameter in params]
         m, v = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
         beta1, beta2 = group["betas"]
         torch._foreach_lerp_(m, gradients, 1 - beta1)

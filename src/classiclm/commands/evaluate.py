@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -81,7 +81,7 @@ def measure_run(run: str, flags: EvaluateFlags) -> dict[str, Any]:
     data_config = Data(flags.data) if flags.data else _data_of(Path(run))
     data = KINDS[loaded.task].prepare(data_config, loaded.tokenizer)
     split = data.split(flags.split)
-    measures = {"causal": _causal, "masked": _masked, "pairs": _pairs}[loaded.task](loaded, data, split, flags)
+    measures = _MEASURES[loaded.task](loaded, data, split, flags)
     return {
         "run": run,
         "model": loaded.info["preset"],
@@ -126,6 +126,9 @@ def _pairs(loaded: registry.Loaded, data: PairData, split: Pairs, flags: Evaluat
     score = bleu([data.tokenizer.decode(ids) for ids in translated], [target for _, target in split.texts])
     numbers = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits_per_byte, "bleu": score.score}
     return numbers | {"beam": flags.beam, "alpha": flags.alpha, "bleu_signature": score.signature}
+
+
+_MEASURES: dict[str, Callable[..., dict[str, Any]]] = {"causal": _causal, "masked": _masked, "pairs": _pairs}
 
 
 def _data_of(run: Path) -> Data:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from classiclm import registry
 from classiclm.data import masked, pairs
@@ -71,7 +71,7 @@ def _masked(config: Any, plan: machine.Plan, data: SentenceData) -> dict[str, An
 
 
 def _pairs(config: Any, plan: machine.Plan, data: PairData) -> dict[str, Any]:
-    n_ctx, end = config.model.n_ctx, data.tokenizer.end_of_text
+    n_ctx, end = config.model.n_ctx, cast(int, data.tokenizer.end_of_text)
     return {
         "objective": Translation(config.label_smoothing),
         "batches": pairs.PairBatches(data.train, end, n_ctx, config, config.seed),

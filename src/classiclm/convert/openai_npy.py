@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import BinaryIO
 
 import numpy as np
@@ -107,7 +108,7 @@ def _read_numbers(path: Path) -> np.ndarray:
             _check_header(file, path.stat().st_size)
             file.seek(0)
             return npy.read_array(file, allow_pickle=False).ravel()
-    except (OSError, ValueError, TypeError, RecursionError, SyntaxError) as e:
+    except (OSError, ValueError, TypeError, RecursionError, SyntaxError, TokenError) as e:
         why = f"is not a readable array of fp32 numbers ({' '.join(str(e).split())})"
         raise Error(path, why, "restore it as OpenAI published it", BAD_INPUT) from e
 

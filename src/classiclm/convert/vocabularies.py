@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors
+from tokenizers import models, processors
 
+from classiclm.data import byte_bpe, gpt1_bpe
 from classiclm.data.tokenizers import END_OF_TEXT, GPT1BPE, ByteBPE, CharTokenizer, Tokenizer, WordPiece
 from classiclm.errors import BAD_INPUT, Error
 
@@ -149,9 +150,10 @@ def contents(tokenizer: Tokenizer, n_ctx: int, translates: bool) -> dict[str, by
     return {TOKENIZER: text.encode(), TOKENIZER_CONFIG: json.dumps(config, indent=2).encode()}
 
 
-def _special_tokens(tokenizer: Tokenizer, translates: bool) -> dict[str, str]:
+def _special_tokens(tokenizer: Tokenizer, translates: bool) -> dict[str, Any]:
     if isinstance(tokenizer, WordPiece):
-        return {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+        names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+        return {**names, "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
     if isinstance(tokenizer, GPT1BPE):
         return {"unk_token": _GPT1_UNKNOWN}
     if tokenizer.end_of_text is None:

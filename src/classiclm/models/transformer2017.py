@@ -15,7 +15,7 @@ sections 3 and 5 of the paper beside them.
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -133,7 +133,7 @@ class Transformer2017(EncoderDecoder):
             self.pos_emb = PositionEmbedding(c.n_ctx, c.d_model)
         self.drop = Dropout(c.dropout)
         sizes = (c.d_model, c.n_heads, c.d_head, c.d_ff, "relu")
-        rest = {"dropout": c.dropout, "ln_eps": c.ln_eps, "attn_dropout": 0.0, "d_value": c.d_value}
+        rest: dict[str, Any] = {"dropout": c.dropout, "ln_eps": c.ln_eps, "attn_dropout": 0.0, "d_value": c.d_value}
         self.encoder = nn.ModuleList(PostLNBlock(*sizes, **rest) for _ in range(c.n_layers))
         self.decoder = nn.ModuleList(PostLNDecoderBlock(*sizes, **rest) for _ in range(c.n_layers))
         init_2017(self)
