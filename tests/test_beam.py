@@ -136,6 +136,18 @@ def test_the_length_penalty_counts_the_end_token():
         assert found.score == pytest.approx(score, abs=1e-6)
 
 
+@pytest.mark.parametrize("beam", [2, 4])
+def test_a_search_goes_on_as_long_as_length_alone_could_make_up_for_what_has_been_lost(beam):
+    """Ending at once and going on have even chances, but whoever goes on is sure to reach ten tokens."""
+    chain = Table(
+        1, lambda text: [0.0, 1.0, 0.0] if 0 < len(text) < 9 else [0.5, 0.5, 0.0] if not text else [1.0, 0, 0]
+    )
+    (found,) = search(chain, [30], beam, 1.0)
+    assert found.tokens == [1] * 9
+    assert found.score == pytest.approx(math.log(0.5) / (15 / 6), abs=1e-6)
+    assert len(chain.n_rows) <= 11
+
+
 def test_a_beam_finds_the_text_that_greedy_search_walks_past():
     """Greedy: 0.5 x 0.36 at most. The better text begins with the second likeliest token: 0.4 x 0.9."""
     table = {(): [0.1, 0.5, 0.4], (1,): [0.36, 0.34, 0.3], (2,): [0.9, 0.05, 0.05]}

@@ -1,10 +1,11 @@
-"""Weights from elsewhere: what transformers itself writes, OpenAI's files of GPT-1; and files that are no such thing."""
+"""Weights from elsewhere: what transformers itself writes, OpenAI's files of GPT-1, and what is neither."""
 
 import io
 import json
 import os
 import pickle
 import random
+import shutil
 import struct
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 import classiclm
 from classiclm.commands import import_
 from classiclm.convert import openai_npy
-from classiclm.data.tokenizers import ByteBPE, GPT1BPE, WordPiece
+from classiclm.data.tokenizers import GPT1BPE, ByteBPE, WordPiece
 from classiclm.errors import Error
 from classiclm.models import gpt1
 
@@ -34,10 +35,11 @@ def take(tmp_path, capsys):
         try:
             code = import_.main([str(source), "--out", str(tmp_path / "run"), *map(str, flags)], "classiclm import")
         except Error as e:
-            assert "\n" not in str(e)
-            assert ". Fix: " in str(e)
+            code, line = e.code, str(e)
+            assert "\n" not in line
+            assert ". Fix: " in line
             assert not list((tmp_path / "run").glob("checkpoints/step*"))
-            return e.code, str(e)
+            return code, line
         captured = capsys.readouterr()
         assert captured.out == ""
         return code, captured.err
@@ -50,6 +52,8 @@ def large(model):
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if "embed_positions" in name:  # Marian's sines
+                continue
             is_gain = "weight" in name and any(part in name for part in ("ln_", "LayerNorm", "layer_norm"))
             parameter.normal_(1.0 if is_gain else 0.0, 0.3)
     return model.eval()
@@ -58,6 +62,11 @@ def large(model):
 def their_gpt2(**changes):
     sizes = {"n_layer": 2, "n_embd": 24, "n_head": 3, "n_positions": 40, "vocab_size": 290, **changes}
     return large(transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)))
+
+
+def their_gpt1(n_heads):
+    sizes = {"n_layer": 2, "n_embd": 24, "n_head": n_heads, "n_positions": 40, "vocab_size": GPT1_BPE.vocab_size}
+    return large(transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**sizes)))
 
 
 def vocabulary_of(tokenizer):
@@ -109,14 +118,14 @@ def test_its_gpt2_gives_its_logits_and_its_tokens(saved, take, tmp_path):
 
 
 def test_its_gpt1_gives_its_logits(take, tmp_path):
-    config = transformers.OpenAIGPTConfig(n_layer=2, n_embd=24, n_head=3, n_positions=40, vocab_size=GPT1_BPE.vocab_size)
-    theirs = large(transformers.OpenAIGPTLMHeadModel(config))
+    theirs = their_gpt1(3)
     theirs.save_pretrained(tmp_path / "hf")
     fast = their_tokenizer("OpenAIGPTTokenizer", GPT1_BPE)
     fast.save_pretrained(tmp_path / "hf")
     assert take(tmp_path / "hf")[0] == 0
     equal_logits(tmp_path / "run", theirs, TOKENS)
-    assert classiclm.load(tmp_path / "run")[1].encode("The cat sat on the mat") == fast("The cat sat on the mat").input_ids
+    text = "The cat sat on the mat"
+    assert classiclm.load(tmp_path / "run")[1].encode(text) == fast(text)["input_ids"]
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
@@ -262,8 +271,7 @@ def write_release(folder, model, tokenizer):
 
 @pytest.fixture
 def release(tmp_path):
-    sizes = {"n_layer": 2, "n_embd": 24, "n_head": 12, "n_positions": 40, "vocab_size": GPT1_BPE.vocab_size}
-    model = large(transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**sizes)))
+    model = their_gpt1(12)
     write_release(tmp_path / "model", model, GPT1_BPE)
     return tmp_path / "model", model
 
@@ -397,8 +405,8 @@ def test_whatever_else_is_called_safetensors_is_bad_input(saved, take):
         assert len(line) < 700
 
 
-def test_random_damage_is_bad_input_or_harmless(saved, take):
-    folder, _ = saved
+def test_random_damage_is_bad_input_or_harmless(saved, take, tmp_path):
+    folder, theirs = saved
     path = folder / "model.safetensors"
     whole, draw = path.read_bytes(), random.Random(0)
     header = 8 + struct.unpack("<Q", whole[:8])[0]
@@ -407,9 +415,10 @@ def test_random_damage_is_bad_input_or_harmless(saved, take):
         for _ in range(draw.randint(1, 3)):
             data[draw.randrange(header)] = draw.randrange(256)
         path.write_bytes(data)
-        code, line = take(folder)
-        assert code == 3 or data == whole, line
-        # a run that was imported after all would fail the next turn with code 2
+        if take(folder)[0] == 3:
+            continue
+        equal_logits(tmp_path / "run", theirs, TOKENS)
+        shutil.rmtree(tmp_path / "run")
 
 
 def test_missing_mis_shaped_and_non_finite_tensors_are_named(saved, take):

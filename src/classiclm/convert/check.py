@@ -25,6 +25,7 @@ from classiclm.nn.base import EncoderDecoder, LanguageModel, Model
 PACKAGE = "transformers"
 BAR = 1e-4
 BAR_OF_OTHER_EPS = 1e-3
+_LEAST_SPREAD = 0.1  # the two logits of the next sentence may lie close together
 N_NEW = 16  # greedy tokens
 TEXT = "The cat sat on the mat. When it had slept, it went to look for the dog, and found him in the garden."
 
@@ -109,7 +110,8 @@ def _compare_translation(model: EncoderDecoder, theirs: Any, tokens: Tensor, tok
 
 
 def _logits(what: str, ours: Tensor, theirs: Tensor, bar: float) -> Difference:
-    return Difference(f"{what}, {ours.shape[-1]} classes", float((ours - theirs).abs().max() / theirs.std()), bar)
+    spread = theirs.std().clamp(min=_LEAST_SPREAD)
+    return Difference(f"{what}, {ours.shape[-1]} classes", float((ours - theirs).abs().max() / spread), bar)
 
 
 def _greedy(logits: Logits, written: Tensor, start: int, bar: float) -> Difference:

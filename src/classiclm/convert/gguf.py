@@ -58,7 +58,7 @@ def tensors(config: Any, weights: Mapping[str, Tensor]) -> dict[str, np.ndarray]
 
 
 def compare(folder: Path, config: Any, weights: Mapping[str, Tensor]) -> list[Difference]:
-    """Read a written file back with the library's own reader: the largest difference of any tensor, which has to be 0."""
+    """Read a written file back with the library's own reader: no tensor may differ at all."""
     reader = need(PACKAGE, "export").GGUFReader(folder / FILE)
     written = {tensor.name: tensor.data for tensor in reader.tensors}
     expected = tensors(config, weights)

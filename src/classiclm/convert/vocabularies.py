@@ -1,7 +1,7 @@
 """Tokenizers of foreign folders, read and written.
 
 Read: tokenizer.json, the pairs of files that OpenAI published (ids and merges), and BERT's vocab.txt. Only the
-vocabulary of a tokenizer.json is taken, with the rules of ours that it was made for: a file with other rules is refused.
+vocabulary of a tokenizer.json is taken, and goes by the rules of its paper; one with rules of another kind is refused.
 
 Written: tokenizer.json as ours, and tokenizer_config.json, which names the special tokens. Where a model expects it,
 the file also says how a text is framed: a source of a translation ends with the end-of-text token, as in training.
@@ -23,6 +23,7 @@ TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 PAIRS = (("vocab.json", "merges.txt"), ("encoder_bpe_40000.json", "vocab_40000.bpe"), ("encoder.json", "vocab.bpe"))
 VOCABULARY = "vocab.txt"
+_SPACE = "Ġ"  # the byte of a space, in GPT-2's spelling of bytes; GPT-1's text is in lower case
 _END_OF_WORD = "</w>"
 _GPT1_UNKNOWN = "<unk>"
 
@@ -58,20 +59,24 @@ def _from_tree(tree: Tree) -> Tokenizer:
             raise ValueError("its tokens are words, not characters")
         return CharTokenizer(_in_order(ids))
     if model["type"] == "BPE":
-        return _bpe(model["vocab"], [_pair(merge) for merge in model["merges"]], tree)
+        merges = [_pair(merge) for merge in model["merges"]]
+        if model.get("end_of_word_suffix"):
+            return _gpt1(model["vocab"], merges)
+        _check_byte_level(tree)
+        special = [token["content"] for token in tree["added_tokens"] if _in_order(ids)]
+        return _gpt2(model["vocab"], merges, special)
     raise ValueError(f"it is of the kind {model['type']}")
 
 
-def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]], tree: Tree | None) -> Tokenizer:
-    """GPT-1's BPE if its tokens mark ends of words, else GPT-2's; `tree` is the tokenizer.json, if it came from one."""
-    if any(token.endswith(_END_OF_WORD) for token in vocab):
-        return GPT1BPE(gpt1_bpe._with_rules(models.BPE(vocab=vocab, merges=merges, **gpt1_bpe._OPTIONS)))
-    if tree is not None:
-        _check_byte_level(tree)
-    _in_order(vocab | {token["content"]: token["id"] for token in tree["added_tokens"]} if tree else vocab)
+def _gpt1(vocab: dict[str, int], merges: list[tuple[str, str]]) -> GPT1BPE:
+    if not any(token.endswith(_END_OF_WORD) for token in vocab):
+        raise ValueError(f"its BPE does not mark ends of words by {_END_OF_WORD}")
+    return GPT1BPE(gpt1_bpe._with_rules(models.BPE(vocab=vocab, merges=merges, **gpt1_bpe._OPTIONS)))
+
+
+def _gpt2(vocab: dict[str, int], merges: list[tuple[str, str]], special: list[str]) -> ByteBPE:
     tokenizer = byte_bpe._byte_level(models.BPE(vocab=vocab, merges=merges))
-    special = [token["content"] for token in tree["added_tokens"]] if tree else [END_OF_TEXT]
-    tokenizer.add_special_tokens([token for token in special if tree or token in vocab])
+    tokenizer.add_special_tokens(special)
     return ByteBPE(tokenizer)
 
 
@@ -108,10 +113,11 @@ def _lowercase(normalizer: Tree) -> bool:
 
 def _from_pair(vocab_file: Path, merges_file: Path) -> Tokenizer:
     vocab = json.loads(vocab_file.read_bytes())
-    lines = merges_file.read_text(encoding="utf-8").splitlines()
-    merges = [_pair(line) for line in lines if line and not line.startswith("#version")]
-    _in_order(vocab)
-    return _bpe(vocab, merges, None)
+    lines = merges_file.read_text(encoding="utf-8").split("\n")
+    merges = [_pair(line) for line in lines[lines[0].startswith("#version") :] if line]
+    if _SPACE not in _in_order(vocab):
+        return _gpt1(vocab, merges)
+    return _gpt2(vocab, merges, [END_OF_TEXT] if END_OF_TEXT in vocab else [])
 
 
 def _from_list(folder: Path) -> Tokenizer:
@@ -152,8 +158,8 @@ def contents(tokenizer: Tokenizer, n_ctx: int, translates: bool) -> dict[str, by
 
 def _special_tokens(tokenizer: Tokenizer, translates: bool) -> dict[str, Any]:
     if isinstance(tokenizer, WordPiece):
-        names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-        return {**names, "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+        special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+        return {**special, "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
     if isinstance(tokenizer, GPT1BPE):
         return {"unk_token": _GPT1_UNKNOWN}
     if tokenizer.end_of_text is None:

@@ -345,7 +345,7 @@ DEVIATIONS = (
         what="`rumelhart1986-family-trees` has no weight decay and takes 30,000 sweeps instead of 1,500",
         why="The printed recipe does not train, here as in earlier replications: 0.2 % off every weight after every "
         "change outweighs what the error adds. `rumelhart1986-family-trees-printed` keeps it, to be seen",
-        effect="The training cases are learnt; of four held-out ones fewer are right than the paper's four",
+        effect="98 % of the training cases are right, and of the four held out 1.8 on average over 10 seeds (paper: 4)",
         follows="neither",
     ),
     Deviation(
