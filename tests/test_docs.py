@@ -33,8 +33,23 @@ def commands(page):
 
 def made_small(words):
     words = ["./small.txt" if word in ("shakespeare", "plays", "./my-text") else word for word in words]
+    if "multi30k" in words:
+        words = ["./pairs" if word == "multi30k" else word for word in words]
+        words += ["--data.source", "de", "--data.target", "en"] if words[0] == "train" else []
+    if words[0] == "train" and words[1].startswith("rumelhart1986"):  # NumPy: no batches, no device
+        return [*words, "--steps", "3"]
     is_training = words[0] != "ladder" or words[1].startswith("-")
     return words + (SMALL.get(words[0], "").split() if is_training else [])
+
+
+@pytest.fixture
+def small_corpora(tmp_path):
+    """A text, and a corpus of sentence pairs with the file names of multi30k."""
+    (tmp_path / "small.txt").write_text(plays.generate(20_000, seed=0))
+    (tmp_path / "pairs").mkdir()
+    for split in ("train", "val", "test_2016_flickr"):
+        (tmp_path / f"pairs/{split}.de").write_text("Ein Hund läuft.\nZwei Männer stehen im Schnee.\n" * 4)
+        (tmp_path / f"pairs/{split}.en").write_text("A dog runs.\nTwo men stand in the snow.\n" * 4)
 
 
 @names
@@ -45,9 +60,8 @@ def test_python_blocks_run(page):
 
 
 @names
-def test_commands_run(page, cli, tmp_path, monkeypatch):
+def test_commands_run(page, cli, tmp_path, monkeypatch, small_corpora):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "small.txt").write_text(plays.generate(20_000, seed=0))
     if "runs/a" in page.read_text() and not any(words[0] == "train" for words in commands(page)):
         cli(*made_small(shlex.split("train gpt2-shakespeare-cpu --data plays --out runs/a")))
     for words in commands(page):

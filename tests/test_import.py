@@ -191,6 +191,8 @@ def test_half_precision_is_read_as_fp32_and_said(dtype, name, saved, take, tmp_p
     code, line = take(folder)
     assert code == 0
     assert f"kept as {name} and now in fp32" in line
+    kept = safetensors.torch.load_file(tmp_path / "run" / "checkpoints" / "step-00000000" / "model.safetensors")
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
     equal_logits(tmp_path / "run", theirs.float(), TOKENS)
 
 
@@ -441,7 +443,7 @@ def test_missing_mis_shaped_and_non_finite_tensors_are_named(saved, take):
 @pytest.mark.parametrize(
     "index",
     [
-        b"", b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {"a": "../model.safetensors"}}',
+        b"", b"[]", b"{}", b'{"weight_map": []}',
         b'{"weight_map": {"a": "/etc/passwd"}}', b'{"weight_map": {"a": 5}}', b'{"weight_map": {"a": "b.safetensors"}}',
         b'{"weight_map": {"a": "x.bin"}}', b'{"weight_map": {"a": "whole.safetensors"}}', b"[" * 200_000,
     ],
@@ -449,9 +451,20 @@ def test_missing_mis_shaped_and_non_finite_tensors_are_named(saved, take):
 def test_an_index_that_is_damaged_or_points_elsewhere_is_bad_input(index, saved, take):
     folder, _ = saved
     (folder / "model.safetensors").rename(folder / "whole.safetensors")
-    (folder.parent / "model.safetensors").write_bytes((folder / "whole.safetensors").read_bytes())
     (folder / "model.safetensors.index.json").write_bytes(index)
     assert take(folder)[0] == 3
+
+
+def test_an_index_may_only_name_files_beside_it(saved, take):
+    folder, _ = saved
+    (folder / "model.safetensors").rename(folder.parent / "whole.safetensors")
+    names = safetensors.torch.load_file(folder.parent / "whole.safetensors")
+    for file in ("../whole.safetensors", str(folder.parent / "whole.safetensors")):
+        index = {"weight_map": dict.fromkeys(names, file)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        code, line = take(folder)
+        assert code == 3
+        assert "beside it" in line
 
 
 @pytest.mark.parametrize(

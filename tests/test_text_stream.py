@@ -142,3 +142,19 @@ def test_the_packages_own_tokenizers_stream_as_they_decode(text, stop):
     for tokenizer in (ByteBPE.train("the thé 😀😀", 262), CharTokenizer.train(text + "x")):
         made = stream(tokenizer.encode(text), stop, tokenizer.end_of_text, tokenizer.decode)
         assert "".join(made) == cut(text, stop)
+
+
+WORDS = ["my", "lord", ",", "dine", "with"]
+
+
+def decode_words(ids):
+    """A tokenizer of words: spaces between, none at either end."""
+    return " ".join(WORDS[i] for i in ids)
+
+
+@pytest.mark.parametrize("n_before", [0, 1, 3])
+def test_words_are_joined_with_spaces_to_what_stands_before_and_to_one_another(n_before):
+    ids = list(range(5))
+    made = list(pieces(ids[n_before:], decode_words, before=ids[:n_before]))
+    assert decode_words(ids[:n_before]) + "".join(made) == "my lord , dine with"
+    assert len(made) == len(ids) - n_before + 1  # each word as it comes, and the rest, which is empty

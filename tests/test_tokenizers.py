@@ -18,9 +18,11 @@ from classiclm.data import tokenizer as module
 from classiclm.data.locate import find
 from classiclm.data.tokenizers import (
     END_OF_TEXT,
+    GPT1BPE,
     GPT2_FILES,
     ByteBPE,
     CharTokenizer,
+    WordPiece,
     from_json,
     load_tokenizer,
     make_tokenizer,
@@ -291,6 +293,47 @@ def test_an_impossible_tokenizer_is_an_error_that_names_it(name, code):
 def test_names_make_the_tokenizers_they_say():
     assert make_tokenizer("char", "banana").encode("nab") == [2, 0, 1]
     assert make_tokenizer("bpe-257", "banana").vocab_size == 257
+    for name, kind, size in [("wordpiece-12", WordPiece, 12), ("gpt1-bpe-9", GPT1BPE, 9)]:
+        made = make_tokenizer(name, "banana Banana")
+        assert (type(made), made.vocab_size) == (kind, size)
+        assert type(from_json(made.to_json(), "x")) is kind
+        assert made.decode(made.encode("BANANA ban")) == "banana ban"
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("gpt", "gpt1"), ("bret", "bert"), ("gtp2", "gpt2"), ("wordpeice-2048", "wordpiece-2048"), ("xyzzy", "bert, bpe")],
+)
+def test_an_unknown_name_is_an_error_that_suggests_the_nearest(name, near):
+    with pytest.raises(Error) as caught:
+        make_tokenizer(name, "some text")
+    assert caught.value.code == USAGE
+    assert near in str(caught.value)
+
+
+def test_a_run_gives_the_tokenizer_of_its_newest_checkpoint(tmp_path):
+    run = tmp_path / "a"
+    for step, characters in ((2_000, "ab"), (99_999_999, "abcd"), (100_000_000, "abcde"), (30_000, "abc")):
+        folder = run / "checkpoints" / f"step-{step:08}"
+        folder.mkdir(parents=True)
+        (folder / "tokenizer.json").write_text(CharTokenizer.train(characters).to_json())
+    (run / "checkpoints" / ".classiclm-tmp-step-99").mkdir()
+    assert load_tokenizer(str(run)).vocab_size == 5
+    assert load_tokenizer(str(run / "checkpoints" / "step-00002000")).vocab_size == 2
+    (run / "tokenizer.json").write_text(CharTokenizer.train("z").to_json())
+    assert load_tokenizer(str(run)).vocab_size == 1
+
+
+def test_a_path_that_does_not_exist_is_an_error_that_suggests_the_nearest(tmp_path):
+    (tmp_path / "first-run").mkdir()
+    for name, near in (("frist-run", "first-run"), ("first-run", None), ("nothing/at/all", None)):
+        path = tmp_path / name
+        with pytest.raises(Error, match="does not exist") as caught:
+            load_tokenizer(str(path))
+        assert caught.value.code == BAD_INPUT
+        assert str(caught.value).startswith(f"{path}:")
+        assert "\n" not in str(caught.value)
+        assert (f"did you mean {str(tmp_path / near)!r}" if near else "Fix: name a tokenizer.json") in str(caught.value)
 
 
 def test_ids_are_stored_in_the_smallest_type_that_holds_them():
@@ -342,6 +385,21 @@ def test_gpt2_encodes_as_an_independent_encoder_with_the_same_two_files(gpt2):
         assert gpt2.decode(encoded) == text
     again = from_json(gpt2.to_json(), "x")
     assert (again.fingerprint, again.encode(TEXT)) == (gpt2.fingerprint, gpt2.encode(TEXT))
+
+
+@needs_gpt2
+def test_gpt2_encodes_as_tiktoken_with_the_same_two_files(gpt2):
+    tiktoken = pytest.importorskip("tiktoken")
+    wikitext = Path(os.environ.get("CLASSICLM_DATA") or "nowhere") / "wikitext2" / "valid.txt"
+    lines = wikitext.read_text(encoding="utf-8").split("\n") if wikitext.is_file() else []
+    back = {char: byte for byte, char in BYTE_TO_CHAR.items()}
+    ids = json.loads(find(GPT2_FILES[0]).read_text(encoding="utf-8"))
+    ranks = {bytes(back[char] for char in token): i for token, i in ids.items() if token != END_OF_TEXT}
+    theirs = tiktoken.Encoding(
+        "gpt2", pat_str=GPT2_PATTERN.pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 50_256}
+    )
+    texts = [*samples(), *lines, "\n".join(lines)]
+    assert [text for text in texts if gpt2.encode(text) != theirs.encode_ordinary(text)] == []
 
 
 @needs_gpt2

@@ -20,7 +20,7 @@ from classiclm.errors import BAD_INPUT, USAGE, Error
 
 PIECES = [*SPECIAL, *"abcdefghijklmnopqrstuvwxyz0123456789[]!',.-$\u03c3\u03c2\u4e2d\u6587\U0002b820\ue000\u00e9A"]
 PIECES += [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789\u03c3\u03c2\ue000\u00e9\u0301A"]
-PIECES += ["un", "##aff", "##able", "the", "##ing", "mask", "run", "##n", "##ning", "Un"][:7] + ["##ning", "Un"]
+PIECES += ["un", "##aff", "##able", "the", "##ing", "mask", "run", "##ning", "Un"]
 TEXT = "The runners weren't running; 21 cats sat on 12 mats, unaffable Caf\u00e9s! \u4e2d\u6587 Ab-ab ab abab.\n" * 4
 DATA = Path(os.environ.get("CLASSICLM_DATA") or "nowhere")
 
@@ -89,7 +89,7 @@ def cased():
 
 @pytest.fixture(scope="module")
 def learnt():
-    return WordPiece.train(TEXT, 90)
+    return WordPiece.train(TEXT, 75)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,8 @@ def bert():
 
 TRICKY = st.text(
     st.sampled_from(
-        "aAbz\u03a3\u03c3'. -$[]!\u00c9e\u0301\u0130\u00df\u01c5\u4e2d\U0002b820\uf900\ue000\u00ad\u200b\u2028\t\n\x1c\x85\ufffd\u3000"
+        "aAbz\u03a3\u03c3'. -$[]!\u00c9e\u0301\u0130\u00df\u01c5\u4e2d\U0002b820\uf900\ue000\u00ad\u200b"
+        "\u2028\t\n\x1c\x85\ufffd\u3000"
     ),
     max_size=12,
 )
@@ -137,9 +138,17 @@ def test_every_assigned_character_is_treated_as_by_the_rules(lowercase):
 
 def test_the_longest_piece_goes_first_and_a_word_that_cannot_be_cut_is_unknown(small):
     names = {i: piece for piece, i in vocabulary(small).items()}
-    assert [names[i] for i in small.encode("UNAFFABLE un-thing")] == "un ##aff ##able un - the ##ing".replace(
-        "the ##ing", "t ##h ##ing"
-    ).split()
+    found = [names[i] for i in small.encode("UNAFFABLE un-thing")]
+    assert found == [
+        "un",
+        "##aff",
+        "##able",
+        "un",
+        "-",
+        "t",
+        "##h",
+        "##ing",
+    ]
     assert small.encode("ab\u05d0") == [small.unk]
     assert small.encode("\u05d0 a") == [small.unk, small.encode("a")[0]]
 
@@ -247,7 +256,7 @@ def test_transformers_reads_the_file_and_frames_sentences_as_bert_does(small, tm
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
     one, other = small.encode("the cat"), small.encode("ran!")
     assert theirs("the cat")["input_ids"] == [small.cls, *one, small.sep]
-    pair = theirs("the cat", "ran!")
+    pair = theirs("the cat", "ran!", return_token_type_ids=True)
     assert pair["input_ids"] == [small.cls, *one, small.sep, *other, small.sep]
     assert pair["token_type_ids"] == [0] * (len(one) + 2) + [1] * (len(other) + 1)
 
@@ -293,16 +302,16 @@ def test_pieces_are_learnt_by_frequency_within_the_words_of_the_rules(learnt):
     inside = [c for c in characters if c.isalnum()]
     start = [*SPECIAL, *characters, *(f"##{c}" for c in inside)]
     ids = vocabulary(learnt)
-    assert sorted(ids, key=ids.__getitem__) == learn_pieces(words, 90, start)
+    assert sorted(ids, key=ids.__getitem__) == learn_pieces(words, 75, start)
 
 
 def test_a_learnt_tokenizer_knows_its_text_and_is_the_same_every_time(learnt):
-    assert learnt.vocab_size == 90
+    assert learnt.vocab_size == 75
     assert (learnt.pad, learnt.unk, learnt.cls, learnt.sep, learnt.mask) == (0, 1, 2, 3, 4)
     assert learnt.unk not in learnt.encode(TEXT)
-    assert learnt.unk not in learnt.encode("xyz"[:0] + "fb21ef")  # letters in a new order
+    assert learnt.unk not in learnt.encode("fb21ef")  # letters in a new order
     assert learnt.encode("q") == [learnt.unk]
-    assert WordPiece.train(TEXT, 90).fingerprint == learnt.fingerprint
+    assert WordPiece.train(TEXT, 75).fingerprint == learnt.fingerprint
 
 
 @pytest.mark.parametrize("size", [0, 10, 34, 10**9])

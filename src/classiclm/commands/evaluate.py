@@ -119,7 +119,7 @@ def _pairs(loaded: registry.Loaded, data: PairData, split: Pairs, flags: Evaluat
     """loss (nats per target token, without smoothing), perplexity, bits_per_byte of the target text, and BLEU."""
     end = cast(int, data.tokenizer.end_of_text)
     tokens = max(1, _LOGITS // data.tokenizer.vocab_size)
-    batches = pair_evaluation_batches(split, end, loaded.model.config.n_ctx, tokens)
+    batches = pair_evaluation_batches(split, end, loaded.model.n_ctx, tokens)
     loss = mean_loss(loaded.model, Translation(), batches)
     bits_per_byte = loss * split.n_target_tokens / math.log(2) / split.n_bytes
     translated = translate(cast(Any, loaded.model), split.sources(), end, end, flags.beam, flags.alpha)

@@ -90,7 +90,8 @@ def _search(loaded: registry.Loaded, prompt: str | None, flags: GenerateFlags) -
     tokens = _encode(prompt, loaded, flags)
     beam, end = flags.beam or 1, loaded.tokenizer.end_of_text
     written = continue_text(cast(Any, loaded.model), tokens, flags.max_new_tokens, beam, flags.alpha, end)
-    return {"text": (prompt or "") + loaded.tokenizer.decode(written), "tokens": written}
+    text = "".join(pieces(written, loaded.tokenizer.decode, before=_encoded(prompt, tokens)))
+    return {"text": (prompt or "") + text, "tokens": written}
 
 
 def _translate(loaded: registry.Loaded, prompt: str | None, flags: GenerateFlags) -> dict[str, Any]:
@@ -113,9 +114,15 @@ def _write_one(loaded: registry.Loaded, prompt: str | None, flags: GenerateFlags
     tokens = _encode(prompt, loaded, flags)
     stop_ids = {flags.stop_id, loaded.tokenizer.end_of_text}
     print(prompt or "", end="", flush=True)
-    for text in pieces(_until(_new_tokens(loaded, tokens, flags), stop_ids), loaded.tokenizer.decode, flags.stop):
+    new, decode = _until(_new_tokens(loaded, tokens, flags), stop_ids), loaded.tokenizer.decode
+    for text in pieces(new, decode, flags.stop, before=_encoded(prompt, tokens)):
         print(text, end="", flush=True)
     print()
+
+
+def _encoded(prompt: str | None, tokens: list[int]) -> list[int]:
+    """The tokens of what is printed in front of the continuation: none where there is no prompt."""
+    return tokens if prompt else []
 
 
 def _new_tokens(loaded: registry.Loaded, tokens: list[int], flags: GenerateFlags) -> Iterator[int]:

@@ -31,9 +31,7 @@ class Kind:
 
     prepare: Callable[[Data, str | Tokenizer], Any]  # read, split, tokenise
     task: Callable[[Any, machine.Plan, Any], dict[str, Any]]  # config, plan, data -> the parts of a Task but its files
-    sizes: Callable[
-        [Any, int], machine.Sizes
-    ]  # config, parameters -> what a micro-batch's memory follows from
+    sizes: Callable[[Any, int], machine.Sizes]  # config, parameters -> what a micro-batch's memory follows from
     batch: Callable[[Any, Any], str]  # config, data -> a step's batch, in words
 
 

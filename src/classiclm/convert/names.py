@@ -146,10 +146,7 @@ class Tensors:
         weights: dict[str, Tensor] = {}
         for ours, theirs, conv1d in self.links(n_layers):
             pieces = found[theirs].chunk(len(ours), dim=-1)
-            weights |= {
-                name: _turned(piece.clone() if len(ours) > 1 else piece, conv1d)
-                for name, piece in zip(ours, pieces, strict=True)
-            }
+            weights |= {name: _turned(piece, conv1d) for name, piece in zip(ours, pieces, strict=True)}
         return weights
 
     def _found(self, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

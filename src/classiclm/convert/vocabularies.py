@@ -51,21 +51,22 @@ def read(folder: Path) -> Tokenizer | None:
 def _from_tree(tree: Tree) -> Tokenizer:
     """Raises any exception for a tree that is malformed, and ValueError for rules that are not ours."""
     model = tree["model"]
-    ids = model["vocab"] | {token["content"]: token["id"] for token in tree["added_tokens"]}
-    if model["type"] == "WordPiece":
-        return WordPiece.from_vocabulary(_in_order(ids), _lowercase(tree["normalizer"]))
-    if model["type"] == "WordLevel":
-        if any(len(token) != 1 for token in ids):
+    kind = model["type"]
+    if kind not in ("BPE", "WordPiece", "WordLevel"):
+        raise ValueError(f"it is of the kind {kind}")
+    added = [token["content"] for token in tree["added_tokens"]]
+    tokens = _in_order(model["vocab"] | {token["content"]: token["id"] for token in tree["added_tokens"]})
+    if kind == "WordPiece":
+        return WordPiece.from_vocabulary(tokens, _lowercase(tree["normalizer"]))
+    if kind == "WordLevel":
+        if any(len(token) != 1 for token in tokens):
             raise ValueError("its tokens are words, not characters")
-        return CharTokenizer(_in_order(ids))
-    if model["type"] == "BPE":
-        merges = [_pair(merge) for merge in model["merges"]]
-        if model.get("end_of_word_suffix"):
-            return _gpt1(model["vocab"], merges)
-        _check_byte_level(tree)
-        special = [token["content"] for token in tree["added_tokens"] if _in_order(ids)]
-        return _gpt2(model["vocab"], merges, special)
-    raise ValueError(f"it is of the kind {model['type']}")
+        return CharTokenizer(tokens)
+    merges = [_pair(merge) for merge in model["merges"]]
+    if model.get("end_of_word_suffix"):
+        return _gpt1(model["vocab"], merges)
+    _check_byte_level(tree)
+    return _gpt2(model["vocab"], merges, added)
 
 
 def _gpt1(vocab: dict[str, int], merges: list[tuple[str, str]]) -> GPT1BPE:

@@ -193,13 +193,13 @@ class GPT1BPE(LibraryTokenizer):
         """Learn the merges from a text, standardised and split as GPT-1's was.
 
         The ids are laid out as in the published vocabulary: <unk>, the characters, the characters that end a word,
-        the merges; only the line break comes before the merges and not last.
+        the merges; only the line break is one of the characters and not the last token.
         Raises Error (exit 2) if the characters of the text are more than vocab_size.
         """
         tokenizer = _with_rules(models.BPE(**_OPTIONS))
         parts = pieces(text, cls.border)
         alphabet = sorted(set("".join(tokenizer.normalizer.normalize_str(part) for part in parts)) - {" "})
-        symbols = [_UNKNOWN, *(c for c in alphabet if c != "\n"), *(c + _WORD_END for c in alphabet)]
+        symbols = [_UNKNOWN, *alphabet, *(c + _WORD_END for c in alphabet)]
         name, made_of = f"gpt1-bpe-{vocab_size}", "<unk> and the characters of the text, inside words and at their ends"
         check_size(name, vocab_size, len(symbols), made_of, "gpt1-bpe-2048")
         # given as special tokens, the characters get their ids in order; else in that of a hash table, by chance

@@ -92,7 +92,7 @@ def pieces(text: str, border: re.Pattern[str]) -> list[str]:
     """
     found, start = [], 0
     while len(text) - start > PIECE:
-        place = border.search(text, start + PIECE - 2)
+        place = border.search(text, start + max(PIECE - 2, 0))
         if place is None:
             break
         found.append(text[start : place.end()])

@@ -49,6 +49,6 @@ def complete(
                 completion.ended = stop in tokenizer.decode(completion.tokens[-4 * len(stop) - 4 :])
         if all(completion.ended for completion in completions):
             break
-    for completion in completions:
-        completion.text = "".join(pieces(completion.tokens, tokenizer.decode, stop))
+    for completion, prompt in zip(completions, prompts, strict=True):
+        completion.text = "".join(pieces(completion.tokens, tokenizer.decode, stop, before=prompt))
     return completions

@@ -25,7 +25,9 @@ def encode_with_masks(text: str, tokenizer: WordPiece, n_ctx: int) -> tuple[list
     Raises Error: exit 2 without a blank, exit 3 past n_ctx.
     """
     if MASK not in text:
-        raise Error("--prompt", f"has no {MASK}", f"write {MASK} where a token is to be found, as in 'to {MASK} or not'")
+        raise Error(
+            "--prompt", f"has no {MASK}", f"write {MASK} where a token is to be found, as in 'to {MASK} or not'"
+        )
     tokens, segments = [tokenizer.cls], [0]
     for segment, part in enumerate(text.split(SEPARATOR, 1)):
         for i, between in enumerate(part.split(MASK)):

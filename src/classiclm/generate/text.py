@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 _UNFINISHED = "\ufffd"  # what the bytes of half a character decode to
+_CONTEXT = 8  # tokens: what comes before decides how the next one is joined on
 
 
 def pieces(
@@ -10,28 +11,37 @@ def pieces(
     decode: Callable[[Sequence[int]], str],
     stop: str | None = None,
     end_of_text: int | None = None,
+    before: Sequence[int] = (),
 ) -> Iterator[str]:
     """The text of the tokens, piece by piece, up to the stop text or the end-of-text token, which are left out.
 
     A character whose last byte is still to come is held back, and so is what may turn out to begin the stop text.
+    `before` are the tokens of what stands in front: a tokenizer of words joins the first new word on with a space.
     """
-    waiting: list[int] = []
+    context, waiting = list(before[-_CONTEXT:]), list[int]()
     held = ""
     for token in tokens:
         if token == end_of_text:
             break
         waiting.append(token)
-        text = decode(waiting)
+        text = _behind(context, waiting, decode)
         if text.endswith(_UNFINISHED):
             continue
-        held, waiting = held + text, []
+        held, context, waiting = held + text, [*context, *waiting][-_CONTEXT:], []
         if stop and stop in held:
             break
         certain = len(held) - _overlap(held, stop)
         yield held[:certain]
         held = held[certain:]
-    rest = held + decode(waiting)
+    rest = held + _behind(context, waiting, decode)
     yield rest.partition(stop)[0] if stop else rest
+
+
+def _behind(context: Sequence[int], tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> str:
+    """The text that the tokens add to that of the context."""
+    if not tokens:
+        return ""
+    return decode([*context, *tokens])[len(decode(context)) :] if context else decode(tokens)
 
 
 def _overlap(text: str, stop: str | None) -> int:

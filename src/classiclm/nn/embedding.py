@@ -51,7 +51,8 @@ def sinusoids(start: int, length: int, d_model: int, device: torch.device) -> Te
     Dimensions 2i and 2i + 1 are the sine and cosine of position / 10000^(2i / d_model): wavelengths from 2 pi to
     10000 * 2 pi. Any length has positions, also one that training never saw.
     """
-    position = torch.arange(start, start + length, device=device, dtype=torch.float32)[:, None]  # (T, 1)
-    even = torch.arange(0, d_model, 2, device=device, dtype=torch.float32)  # (D / 2,)
+    exact = torch.float32 if device.type == "mps" else torch.float64  # an fp32 angle is 6e-5 off at position 1,000
+    position = torch.arange(start, start + length, device=device, dtype=exact)[:, None]  # (T, 1)
+    even = torch.arange(0, d_model, 2, device=device, dtype=exact)  # (D / 2,)
     angle = position * torch.exp(even * (-math.log(10_000.0) / d_model))  # (T, D / 2)
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :d_model]  # (T, D), interleaved
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :d_model].float()  # (T, D), interleaved
