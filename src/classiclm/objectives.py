@@ -65,14 +65,14 @@ class CausalLM:
 class MaskedLM:
     """Restore the masked tokens, and say whether the second segment follows the first (BERT, section 3.1).
 
-    The loss is the mean over masked tokens plus the mean over sequences (appendix A.2), in nats. The share of sequences
-    whose answer is right is reported as well.
+    The loss is the mean over masked tokens plus the mean over sequences (appendix A.2), in nats. Reported as well: the
+    share of sequences whose answer is right, and the share whose second segment is random, which a guess has to beat.
     """
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         masked = (batch["targets"] != IGNORE).sum()
         sequences = torch.full_like(masked, len(batch["next"]))
-        return {"mlm": masked, "nsp": sequences, "nsp_accuracy": sequences}
+        return {"mlm": masked, "nsp": sequences, "nsp_accuracy": sequences, "nsp_random": sequences}
 
     def __call__(self, model: Callable[..., Any], batch: Batch) -> Loss:
         mask = Mask(keep=batch["keep"])
@@ -84,6 +84,7 @@ class MaskedLM:
                 "mlm": Term(nats(mlm, batch["targets"]), counts["mlm"]),
                 "nsp": Term(nats(nsp, batch["next"]), counts["nsp"]),
                 "nsp_accuracy": Term(right, counts["nsp_accuracy"], weight=0.0),
+                "nsp_random": Term(batch["next"].sum(), counts["nsp_random"], weight=0.0),
             }
         )
 

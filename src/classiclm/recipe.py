@@ -70,6 +70,7 @@ class PairRecipe(Recipe):
 
     task: ClassVar[str] = "pairs"
     batch: Positive = 25_000  # tokens in one optimizer step, on the longer of the two sides, padding included
+    data: str = "multi30k"  # named corpus of sentence pairs, or a folder with them
     label_smoothing: Rate = 0.1  # probability that the target gives away to all other tokens
     keep: Positive = 5  # newest checkpoints to keep, besides the best: these may be averaged (section 6.1)
 

@@ -27,7 +27,7 @@ from classiclm.train import machine
 _LOGITS = 1 << 26  # numbers at once: 256 MB in fp32
 _COLUMNS = {  # of the table for each kind of model: key -> heading
     "causal": {"loss": "loss", "perplexity": "perplexity", "bits_per_char": "bits/char", "bits_per_byte": "bits/byte"},
-    "masked": {"mlm": "masked LM", "unigram_entropy": "unigrams", "nsp": "next sentence", "nsp_accuracy": "right"},
+    "masked": {"mlm": "masked LM", "unigram_entropy": "unigrams", "nsp": "next sentence", "nsp_accuracy": "right", "nsp_random": "random"},
     "pairs": {"loss": "loss", "perplexity": "perplexity", "bits_per_byte": "bits/byte", "bleu": "BLEU"},
 }
 
@@ -105,8 +105,8 @@ def _causal(loaded: registry.Loaded, data: TextData, split: Split, flags: Evalua
 
 
 def _masked(loaded: registry.Loaded, data: SentenceData, split: Sentences, flags: EvaluateFlags) -> dict[str, Any]:
-    """loss (their sum), mlm and nsp (nats), perplexity (per masked token), nsp_accuracy; and the entropy, in nats, of
-    the split's tokens without any context, which a model has to be below."""
+    """loss (their sum), mlm and nsp (nats), perplexity (per masked token), nsp_accuracy; and what they have to beat: the
+    entropy of the split's tokens without any context, in nats, and the share of random pairs."""
     n_ctx, tokenizer = loaded.model.config.n_ctx, data.tokenizer
     batch = max(1, _LOGITS // (n_ctx * tokenizer.vocab_size))
     batches = masked_evaluation_batches(split, tokenizer, n_ctx, MaskedRecipe(), batch)

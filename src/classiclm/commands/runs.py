@@ -25,11 +25,8 @@ def resolve(schema: type, argv: Sequence[str], prog: str) -> tuple[Any, dict[str
     what file and flags gave."""
     preset, from_file, path = choose_preset(schema, argv, prog)
     full = with_model(schema, preset.module.Config, type(preset.recipe))
-    base = {
-        "preset": preset.name,
-        **dataclasses.asdict(preset.recipe),
-        "model": dataclasses.asdict(preset.config),
-    }
+    recipe = dataclasses.asdict(preset.recipe)
+    base = _expand({"preset": preset.name, **recipe, "model": dataclasses.asdict(preset.config)})
     flags = parse_flags(full, argv, prog, shown=base)
     given = merge(_expand(from_file), flags)
     config = validate(full, merge(base, given), path or "the command line")
