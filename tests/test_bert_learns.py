@@ -32,7 +32,7 @@ def topical_text(n_documents, seed):
 def test_whether_a_segment_follows_is_told_by_its_topic(cli, tmp_path):
     (tmp_path / "topics.txt").write_text(topical_text(3000, seed=0))
     run = tmp_path / "run"
-    settings = "--tokenizer wordpiece-600 --model.n_ctx 64 --steps 1500 --warmup 150 --lr 1e-3 --device cpu"
+    settings = "--tokenizer wordpiece-600 --model.n_ctx 64 --steps 600 --warmup 100 --lr 1e-3 --device cpu"
     code, _, err = cli("train", "bert-shakespeare", "--data", tmp_path / "topics.txt", "--out", run, *settings.split())
     assert code == 0, err
     (row,) = json.loads(cli("evaluate", run, "--device", "cpu", "--json")[1])

@@ -320,7 +320,7 @@ def test_damaged_files_of_the_release_are_bad_input_and_nothing_in_them_runs(rel
     bad = [
         npy(np.array([Canary(tmp_path / "ran")], dtype=object)),
         pickle.dumps(Canary(tmp_path / "ran")),
-        npy(np.zeros(10, np.float64)),
+        npy(np.zeros((len(whole) - 128) // 4, np.float64)),
         npy(np.zeros(10, np.float32)),
         whole[:-3],
         whole[:60],
@@ -405,6 +405,19 @@ def test_whatever_else_is_called_safetensors_is_bad_input(saved, take):
         assert code == 3, data[:60]
         assert str(path) in line
         assert len(line) < 700
+
+
+def test_a_pickle_under_the_name_of_safetensors_is_called_one_and_is_not_opened(saved, take, tmp_path):
+    folder, _ = saved
+    canary = Canary(tmp_path / "ran")
+    as_torch_does = io.BytesIO()
+    torch.save(canary, as_torch_does)
+    for data in (as_torch_does.getvalue(), *(pickle.dumps(canary, protocol=version) for version in (2, 3, 4, 5))):
+        (folder / "model.safetensors").write_bytes(data)
+        code, line = take(folder)
+        assert code == 3
+        assert "is a pickle" in line
+    assert not (tmp_path / "ran").exists()
 
 
 def test_random_damage_is_bad_input_or_harmless(saved, take, tmp_path):

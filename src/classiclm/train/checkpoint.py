@@ -138,7 +138,7 @@ def load_weights(folder: Path, model: torch.nn.Module) -> None:
 
 
 def load_mean(run: Path, n: int, model: torch.nn.Module) -> None:
-    """Fill a model with the mean of the last n checkpoints ("Attention Is All You Need", section 6.1).
+    """Fill a model with the mean of the last n checkpoints.
 
     Raises Error (exit 3) if there are not as many valid ones.
     """
