@@ -14,7 +14,7 @@ import torch
 
 import classiclm
 from classiclm.commands import export, import_
-from classiclm.convert import folders
+from classiclm.convert import check, folders
 from classiclm.data.tokenizers import GPT1BPE, ByteBPE, CharTokenizer, WordPiece
 from classiclm.errors import Error
 from classiclm.models import bert, gpt1, gpt2, gpt3, ladder, transformer2017
@@ -198,6 +198,16 @@ def test_the_check_finds_a_false_export(name, spoilt, run, call, tmp_path, monke
     code, out, _ = call(export, run(name), "--to", "hf", "--out", tmp_path / "a", "--check")
     assert code == 1
     assert "DIFFERS" in out
+
+
+def test_the_check_counts_tensors_that_transformers_finds_missing_or_unknown(exported):
+    model, tokenizer, folder = exported("gpt2")
+    path = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    tensors["transformer.h.0.extra"] = tensors.pop("transformer.h.0.mlp.c_fc.bias")
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    first = check.compare(folder, "gpt2", model, tokenizer)[0]
+    assert (first.what, first.value, first.ok) == ("tensors that do not fit", 2.0, False)
 
 
 def test_what_the_format_has_no_place_for_is_a_usage_error_and_nothing_is_written(run, call, tmp_path):

@@ -10,7 +10,7 @@ import torch
 
 from classiclm.commands import export
 from classiclm.convert import gguf
-from classiclm.data.tokenizers import ByteBPE, CharTokenizer
+from classiclm.data.tokenizers import ByteBPE, CharTokenizer, from_json
 from classiclm.errors import Error
 from classiclm.models import gpt2, gpt3
 
@@ -127,6 +127,9 @@ def test_what_gguf_cannot_express_is_a_usage_error():
     assert "--tokenizer bpe-512" in line
     code, line = refusal("gpt2", CONFIGS["gpt2"], ByteBPE.train(TEXT, 257))
     assert (code, "merges" in line) == (2, True)
+    endless = from_json(BPE.to_json().replace("<|endoftext|>", "<|start|>"), "endless")
+    code, line = refusal("gpt2", CONFIGS["gpt2"], endless)
+    assert (code, "end-of-text token" in line) == (2, True)
     code, line = refusal("gpt3", gpt3.Config(**SMALL, vocab_size=BPE.vocab_size, band=8), BPE)
     assert (code, "--model.band null" in line) == (2, True)
 

@@ -214,25 +214,28 @@ def test_ids_and_merges_in_two_files_are_gpt2s_tokenizer(saved, take, tmp_path):
     ours = classiclm.load(tmp_path / "run")[1]
     assert ours.encode(TEXT) == BPE.encode(TEXT)
     assert ours.end_of_text == 0
+    assert ours.fingerprint == BPE.fingerprint
 
 
 def test_a_space_before_each_text_and_another_kind_of_tokenizer_are_refused(saved, take):
     folder, _ = saved
     path = folder / "tokenizer.json"
     tree = json.loads(path.read_text())
-    for change in (
-        {"pre_tokenizer": {**tree["pre_tokenizer"], "add_prefix_space": True}},
-        {"pre_tokenizer": {"type": "Whitespace"}},
-        {"normalizer": {"type": "NFC"}},
-        {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}},
-        {"model": {"type": "WordLevel", "unk_token": "a", "vocab": {"cat": 0, "dog": 1}}},
-        {"model": {"type": "WordPiece", "vocab": {"cat": 0}}},
-        {"model": None},
+    words = {"type": "WordLevel", "unk_token": "cat", "vocab": {"cat": 0, "dog": 1}}
+    for change, why in (
+        ({"pre_tokenizer": {**tree["pre_tokenizer"], "add_prefix_space": True}}, "a space before each text"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "not GPT-2's"),
+        ({"normalizer": {"type": "NFC"}}, "not GPT-2's"),
+        ({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}}, "of the kind Unigram"),
+        ({"model": words, "added_tokens": []}, "words, not characters"),
+        ({"model": {"type": "WordPiece", "vocab": {"cat": 1}}, "added_tokens": []}, "not 0, 1, 2 and so on"),
+        ({"model": None}, ""),
     ):
         path.write_text(json.dumps(tree | change))
         code, line = take(folder)
         assert code == 3, change
         assert str(path) in line
+        assert why in line
 
 
 def test_a_folder_without_a_tokenizer_needs_the_flag_and_one_that_does_not_fit_is_refused(saved, take, tmp_path):
@@ -347,7 +350,9 @@ def test_shapes_that_are_no_gpt1s_are_bad_input(shapes, release, take):
     if shapes == "swapped":
         shapes = json.dumps([*tree[:3], tree[4], tree[3], *tree[5:]])
     path.unlink() if shapes is None else path.write_text(shapes)
-    assert take(folder)[0] == 3
+    code, line = take(folder)
+    assert code == 3
+    assert str(path) in line
 
 
 # Files that are no weights
