@@ -1,6 +1,7 @@
 """Every family through the one trainer and the same commands: killed and resumed, written with, measured, misused."""
 
 import gzip
+import io
 import json
 import random
 import shutil
@@ -252,3 +253,24 @@ def test_another_tokenizer_than_the_models_is_told(trained, tmp_path, cli):
 def test_a_runs_tokenizer_is_found_by_the_runs_folder(trained):
     for family in FAMILIES:
         assert load_tokenizer(str(trained(family))).vocab_size == registry.load(trained(family))[0].config.vocab_size
+
+
+def test_a_file_of_sentences_is_translated_line_by_line_as_each_would_be_alone(trained, tmp_path, cli):
+    (tmp_path / "sentences.txt").write_text("der hund\nein mann sieht die frau\ndas kind\n")
+    run = trained("transformer2017")
+    code, out, err = cli(
+        "generate", run, "--prompts", tmp_path / "sentences.txt", "--beam", 2, "--device", "cpu", "--json"
+    )
+    assert code == 0, err
+    answers = [json.loads(line) for line in out.splitlines()]
+    for answer in answers:
+        alone = cli("generate", run, "--prompt", answer["prompt"], "--beam", 2, "--device", "cpu", "--json")[1]
+        assert json.loads(alone) == answer
+    assert [answer["prompt"] for answer in answers] == ["der hund", "ein mann sieht die frau", "das kind"]
+
+
+def test_a_conversation_with_a_translator_outlives_a_mistake(trained, cli, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("der hund\nein mann\n\n"))
+    code, out, err = cli("generate", trained("transformer2017"), "--interactive", "--device", "cpu")
+    assert code == 0, err
+    assert out.count("\n") == 2

@@ -393,11 +393,11 @@ SMALL = text_of(*[[3, 2, 4, 1, 2, 3, 2]] * 50)
 
 @pytest.mark.parametrize("masking", ["static", "dynamic"])
 def test_an_epoch_has_nearly_all_instances_of_its_set_each_once(masking):
-    batches = batches_of(SMALL, 16, masking=masking)
+    batches = batches_of(SMALL, 16, seed=2, masking=masking)
     n = length_of_epoch(batches)
     sizes = [draw_instances(SMALL, 13, 0.1, np.random.default_rng(i)).shape[1] for i in range(200)]
     assert min(sizes) <= n <= np.median(sizes)  # the smallest of ten
-    for rows in epochs_of(batches, 40):  # so that some sets would be too small if they were not cut again
+    for rows in epochs_of(batches, 30):  # with this seed, four of these sets fall short at first
         # two instances of a set never begin with the same sentence, and one of 16 loses little at the front
         found = [(a[0], b[0], len(a), len(b)) for a, b, _ in sequences(rows)]
         assert len(set(found)) == n

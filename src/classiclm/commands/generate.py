@@ -75,38 +75,44 @@ def main(argv: Sequence[str], prog: str) -> int:
 def _answer_all(loaded: registry.Loaded, flags: GenerateFlags) -> None:
     """What is not streamed: translations, filled blanks, the outcome of a search. One answer per prompt or line."""
     if flags.interactive:
-        _converse(loaded, flags, _answer)
-        return
-    for prompt in _read_prompts(flags):
-        _answer(loaded, prompt, flags)
+        _converse(loaded, flags, lambda run, prompt, changed: _answer(run, [prompt], changed))
+    else:
+        _answer(loaded, _read_prompts(flags), flags)
 
 
-def _answer(loaded: registry.Loaded, prompt: str | None, flags: GenerateFlags) -> None:
-    answer = {"causal": _search, "pairs": _translate, "masked": _fill}[loaded.task](loaded, prompt, flags)
-    print(json.dumps({"prompt": prompt, **answer}) if flags.json else answer["text"])
+def _answer(loaded: registry.Loaded, prompts: Sequence[str | None], flags: GenerateFlags) -> None:
+    for prompt, answer in zip(prompts, _ANSWERS[loaded.task](loaded, prompts, flags), strict=True):
+        print(json.dumps({"prompt": prompt, **answer}) if flags.json else answer["text"], flush=True)
 
 
-def _search(loaded: registry.Loaded, prompt: str | None, flags: GenerateFlags) -> dict[str, Any]:
-    tokens = _encode(prompt, loaded, flags)
-    beam, end = flags.beam or 1, loaded.tokenizer.end_of_text
-    written = continue_text(cast(Any, loaded.model), tokens, flags.max_new_tokens, beam, flags.alpha, end)
-    text = "".join(pieces(written, loaded.tokenizer.decode, before=_encoded(prompt, tokens)))
-    return {"text": (prompt or "") + text, "tokens": written}
+def _search(loaded: registry.Loaded, prompts: Sequence[str | None], flags: GenerateFlags) -> Iterator[dict[str, Any]]:
+    beam, end, decode = flags.beam or 1, loaded.tokenizer.end_of_text, loaded.tokenizer.decode
+    for prompt in prompts:
+        tokens = _encode(prompt, loaded, flags)
+        written = continue_text(cast(Any, loaded.model), tokens, flags.max_new_tokens, beam, flags.alpha, end)
+        text = "".join(pieces(written, decode, before=_encoded(prompt, tokens)))
+        yield {"text": (prompt or "") + text, "tokens": written}
 
 
-def _translate(loaded: registry.Loaded, prompt: str | None, flags: GenerateFlags) -> dict[str, Any]:
-    if not prompt:
+def _translate(
+    loaded: registry.Loaded, prompts: Sequence[str | None], flags: GenerateFlags
+) -> Iterator[dict[str, Any]]:
+    if not all(prompts):
         raise Error("--prompt", "is missing", "give the sentence to translate")
     beam = flags.beam or (1 if flags.greedy else 4)
     end = cast(int, loaded.tokenizer.end_of_text)
-    source = [*loaded.tokenizer.encode(prompt), end]
-    (tokens,) = translate(cast(Any, loaded.model), [source], end, end, beam, flags.alpha)
-    return {"text": loaded.tokenizer.decode(tokens), "tokens": tokens}
+    sources = [[*loaded.tokenizer.encode(prompt or ""), end] for prompt in prompts]
+    for tokens in translate(cast(Any, loaded.model), sources, end, end, beam, flags.alpha):
+        yield {"text": loaded.tokenizer.decode(tokens), "tokens": tokens}
 
 
-def _fill(loaded: registry.Loaded, prompt: str | None, flags: GenerateFlags) -> dict[str, Any]:
-    filled = fill(cast(Any, loaded.model), cast(Any, loaded.tokenizer), prompt or "")
-    return {"text": filled.text, "candidates": filled.candidates}
+def _fill(loaded: registry.Loaded, prompts: Sequence[str | None], flags: GenerateFlags) -> Iterator[dict[str, Any]]:
+    for prompt in prompts:
+        filled = fill(cast(Any, loaded.model), cast(Any, loaded.tokenizer), prompt or "")
+        yield {"text": filled.text, "candidates": filled.candidates}
+
+
+_ANSWERS = {"causal": _search, "pairs": _translate, "masked": _fill}
 
 
 def _write_one(loaded: registry.Loaded, prompt: str | None, flags: GenerateFlags) -> None:
