@@ -421,3 +421,9 @@ def test_broken_published_files_are_bad_input_that_names_them(tmp_path, monkeypa
         load_tokenizer("gpt2")
     assert caught.value.code == BAD_INPUT
     assert str(tmp_path / GPT2_FILES[0].place) in str(caught.value)
+
+
+def test_a_byte_level_file_as_transformers_writes_it_is_byte_level(tmp_path):
+    tree = json.loads(ByteBPE.train("low lower lowest " * 9, 270).to_json())
+    tree["model"]["end_of_word_suffix"] = ""
+    assert isinstance(from_json(json.dumps(tree), "file"), ByteBPE)

@@ -27,7 +27,13 @@ from classiclm.train import machine
 _LOGITS = 1 << 26  # numbers at once: 256 MB in fp32
 _COLUMNS = {  # of the table for each kind of model: key -> heading
     "causal": {"loss": "loss", "perplexity": "perplexity", "bits_per_char": "bits/char", "bits_per_byte": "bits/byte"},
-    "masked": {"mlm": "masked LM", "unigram_entropy": "unigrams", "nsp": "next sentence", "nsp_accuracy": "right", "nsp_random": "random"},
+    "masked": {
+        "mlm": "masked LM",
+        "unigram_entropy": "unigrams",
+        "nsp": "next sentence",
+        "nsp_accuracy": "right",
+        "nsp_random": "random",
+    },
     "pairs": {"loss": "loss", "perplexity": "perplexity", "bits_per_byte": "bits/byte", "bleu": "BLEU"},
 }
 
@@ -105,8 +111,8 @@ def _causal(loaded: registry.Loaded, data: TextData, split: Split, flags: Evalua
 
 
 def _masked(loaded: registry.Loaded, data: SentenceData, split: Sentences, flags: EvaluateFlags) -> dict[str, Any]:
-    """loss (their sum), mlm and nsp (nats), perplexity (per masked token), nsp_accuracy; and what they have to beat: the
-    entropy of the split's tokens without any context, in nats, and the share of random pairs."""
+    """loss (their sum), mlm and nsp (nats), perplexity (per masked token), nsp_accuracy; and what they have to beat:
+    the entropy of the split's tokens without any context, in nats, and the share of random pairs."""
     n_ctx, tokenizer = loaded.model.config.n_ctx, data.tokenizer
     batch = max(1, _LOGITS // (n_ctx * tokenizer.vocab_size))
     batches = masked_evaluation_batches(split, tokenizer, n_ctx, MaskedRecipe(), batch)
@@ -133,7 +139,7 @@ _MEASURES: dict[str, Callable[..., dict[str, Any]]] = {"causal": _causal, "maske
 
 def _data_of(run: Path) -> Data:
     path = run / "config.yaml"
-    tree = load_yaml(path).get("data")
+    tree = load_yaml(path).get("data") if path.is_file() else None  # an imported model was trained elsewhere
     if tree is None:
         raise Error(path, "does not say which text the run was trained on", "name it with --data", BAD_INPUT)
     return validate(Data, tree, path)

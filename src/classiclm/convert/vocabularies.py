@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import models, processors
+from tokenizers import processors
 
-from classiclm.data import byte_bpe, gpt1_bpe
 from classiclm.data.tokenizers import END_OF_TEXT, GPT1BPE, ByteBPE, CharTokenizer, Tokenizer, WordPiece
 from classiclm.errors import BAD_INPUT, Error
 
@@ -66,19 +65,13 @@ def _from_tree(tree: Tree) -> Tokenizer:
     if model.get("end_of_word_suffix"):
         return _gpt1(model["vocab"], merges)
     _check_byte_level(tree)
-    return _gpt2(model["vocab"], merges, added)
+    return ByteBPE.from_merges(model["vocab"], merges, added)
 
 
 def _gpt1(vocab: dict[str, int], merges: list[tuple[str, str]]) -> GPT1BPE:
     if not any(token.endswith(_END_OF_WORD) for token in vocab):
         raise ValueError(f"its BPE does not mark ends of words by {_END_OF_WORD}")
-    return GPT1BPE(gpt1_bpe._with_rules(models.BPE(vocab=vocab, merges=merges, **gpt1_bpe._OPTIONS)))
-
-
-def _gpt2(vocab: dict[str, int], merges: list[tuple[str, str]], special: list[str]) -> ByteBPE:
-    tokenizer = byte_bpe._byte_level(models.BPE(vocab=vocab, merges=merges))
-    tokenizer.add_special_tokens(special)
-    return ByteBPE(tokenizer)
+    return GPT1BPE.from_merges(vocab, merges)
 
 
 def _check_byte_level(tree: Tree) -> None:
@@ -118,7 +111,7 @@ def _from_pair(vocab_file: Path, merges_file: Path) -> Tokenizer:
     merges = [_pair(line) for line in lines[lines[0].startswith("#version") :] if line]
     if _SPACE not in _in_order(vocab):
         return _gpt1(vocab, merges)
-    return _gpt2(vocab, merges, [END_OF_TEXT] if END_OF_TEXT in vocab else [])
+    return ByteBPE.from_merges(vocab, merges, [END_OF_TEXT] if END_OF_TEXT in vocab else [])
 
 
 def _from_list(folder: Path) -> Tokenizer:

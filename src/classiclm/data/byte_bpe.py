@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -49,6 +50,15 @@ class ByteBPE(LibraryTokenizer):
             show_progress=False,
         )
         tokenizer.train_from_iterator(pieces(text, cls.border), trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def from_merges(
+        cls, vocab: dict[str, int], merges: list[tuple[str, str]], special: Sequence[str] = (END_OF_TEXT,)
+    ) -> "ByteBPE":
+        """The tokenizer of a vocabulary, token -> id, and its merges in order. `special` tokens are never text."""
+        tokenizer = _byte_level(models.BPE(vocab=vocab, merges=merges))
+        tokenizer.add_special_tokens(list(special))
         return cls(tokenizer)
 
     @classmethod

@@ -210,6 +210,11 @@ class GPT1BPE(LibraryTokenizer):
         return cls(_plain(tokenizer))
 
     @classmethod
+    def from_merges(cls, vocab: dict[str, int], merges: list[tuple[str, str]]) -> "GPT1BPE":
+        """The tokenizer of a vocabulary, token -> id, and its merges in order."""
+        return cls(_with_rules(models.BPE(vocab=vocab, merges=merges, **_OPTIONS)))
+
+    @classmethod
     def published_gpt1(cls) -> "GPT1BPE":
         """The 40,478 tokens of GPT-1, from OpenAI's two files."""
         return cls(_with_rules(published_bpe(GPT1_FILES, "GPT-1's", **_OPTIONS)))

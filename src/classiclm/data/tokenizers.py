@@ -96,7 +96,7 @@ def from_json(text: str, source: object) -> Tokenizer:
         if kind == "WordPiece":
             return WordPiece(tokenizers.Tokenizer.from_str(text))
         if kind == "BPE":
-            of_words = model.get("end_of_word_suffix") is not None
+            of_words = bool(model.get("end_of_word_suffix"))  # transformers writes "" for GPT-2
             return (GPT1BPE if of_words else ByteBPE)(tokenizers.Tokenizer.from_str(text))
     except Exception as e:  # the library raises plain Exception for a malformed file
         why = f"is not a readable tokenizer ({e})"

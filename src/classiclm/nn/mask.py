@@ -14,6 +14,7 @@ from torch import Tensor
 
 IGNORE = -100  # a target with this id is masked out of the loss
 
+
 @dataclass(frozen=True)
 class Mask:
     """The conjunction of up to three rules. `Mask()` lets everything through.
