@@ -10,15 +10,12 @@ RUN/hinton.svg      the weights of the best net
 
 import dataclasses
 import json
-import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from types import FrameType
 from typing import Annotated, Any
 
 import numpy as np
@@ -35,6 +32,7 @@ from classiclm.models.rumelhart1986 import CASES, PRESETS, RECIPES, Config, Floa
 from classiclm.train import checkpoint
 from classiclm.train.progress import Clock, format_seconds, say
 from classiclm.train.run import Metrics, check_config, locked, write_config, write_environment
+from classiclm.train.signals import StopRequest, stop_requests
 
 _LINE_EVERY = 10.0  # seconds between lines of progress
 PAPER = {"symmetry": {"sweeps": 1425}, "family-trees": {"sweeps": 1500, "held_out_right": 4}}  # Figs 1 and 4
@@ -122,7 +120,7 @@ class Sweeps:
         weights = np.stack([paper.first_weights(self.net, seed, config.init) for seed in self.seeds])
         never = np.full(config.seeds, -1)
         self.state = State(0, weights, np.zeros_like(weights), never, never.copy())
-        self._stop: int | None = None
+        self._stop = StopRequest()
         self._logged = self._saved = -1  # the newest row and checkpoint
         self._said = time.monotonic()
 
@@ -149,7 +147,7 @@ class Sweeps:
         cannot be written, 5 if the loss is not finite.
         """
         text = to_yaml(self.config)
-        with locked(self.run), self._signals():
+        with locked(self.run), stop_requests(self._stop):
             check_config(self.run, text, checkpoint.saved_steps(self.run))
             self._resume()
             if not self.done:
@@ -159,9 +157,9 @@ class Sweeps:
                 with np.errstate(over="ignore", invalid="ignore"):  # what has diverged is an Error below
                     self._loop()
                 say(f"{self.run}: {self.state.step:,} sweeps, {format_seconds(time.monotonic() - began)}")
-            if self._stop is None:
+            if self._stop.number is None:
                 self._publish()
-        return self._stop
+        return self._stop.number
 
     def _loop(self) -> None:
         """Look, rest who may, log, save, change the weights: until done, or until a signal."""
@@ -177,7 +175,7 @@ class Sweeps:
                 fix = "lower --lr; the same command goes on from the last checkpoint"
                 raise Error(f"sweep {s.step}", "an output is not a number; training diverged", fix, DIVERGED)
             self._record(clock)
-            if self.done or self._stop is not None:
+            if self.done or self._stop.number is not None:
                 return
             weights, velocity = s.weights[live], s.velocity[live]
             gradient = self.net.backward(weights, y, paper.tolerated(error, tolerance))
@@ -224,7 +222,7 @@ class Sweeps:
                 told = f"loss {row['loss']:.4f}, {row['solved']:.0%} solved, {format_seconds(remaining)} to go"
                 say(f"sweep {step:,}/{self.config.steps:,} {told}")
         due = step > 0 and (step == 1 or step % self.config.save_every == 0)
-        if step > self._saved and (due or last or self._stop is not None):
+        if step > self._saved and (due or last or self._stop.number is not None):
             self._save()
 
     def _row(self) -> dict[str, Any]:
@@ -285,25 +283,6 @@ class Sweeps:
             view[:] = velocity[f"velocity/{name}"]
         marks = json.loads((folder / "state.json").read_bytes())
         s.step, s.solved_at[:], s.rested_at[:] = marks["step"], marks["solved_at"], marks["rested_at"]
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the run after the sweep in hand and a save; a second one ends it at once."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self._stop is not None:
-                raise KeyboardInterrupt
-            self._stop = number
-
-        try:
-            old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: signals stay with whoever owns it
-            old = {}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
 
     def results(self) -> dict[str, Any]:
         """What is written to results.json."""

@@ -6,13 +6,10 @@ its step, go on.
 """
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -28,6 +25,7 @@ from classiclm.train.machine import Plan, autocast
 from classiclm.train.progress import ProgressLog, say
 from classiclm.train.run import Metrics, check_config, locked, write_config, write_environment
 from classiclm.train.settings import TrainConfig
+from classiclm.train.signals import StopRequest, stop_requests
 
 _SMALLEST_SCALE = 1e-3  # fp16: a scaler that has come down so far will not find a scale that works
 
@@ -67,7 +65,7 @@ class Trainer:
         self.metrics = Metrics(run)
         self.state = checkpoint.State(data=task.fingerprint)
         self.seconds = 0.0  # of training so far, over all calls
-        self._stop: int | None = None
+        self._stop = StopRequest()
 
     def fit(self) -> Result:
         """Train up to config.steps, from the newest valid checkpoint if there is one.
@@ -75,20 +73,19 @@ class Trainer:
         Raises Error: exit 2 for a folder of another config, 3 for changed data, 4 for one that is locked or cannot be
         written, 5 if the loss is not finite.
         """
-        self._stop = None
-        with locked(self.run), self._signals():
+        with locked(self.run), stop_requests(self._stop):
             check_config(self.run, to_yaml(self.config), checkpoint.saved_steps(self.run))
             self._resume()
             if self.state.step < self.config.steps:
                 write_config(self.run, to_yaml(self.config))
                 write_environment(self.run)
                 self._loop()
-        return Result(self.state.step, self._stop)
+        return Result(self.state.step, self._stop.number)
 
     def _loop(self) -> None:
         started = time.monotonic() - self.seconds
         with ProgressLog(self.label, self.config.steps, self.state.step) as progress:
-            while self.state.step < self.config.steps and self._stop is None:
+            while self.state.step < self.config.steps and self._stop.number is None:
                 row = self._train_step()
                 improved = self._validate(row)
                 self.seconds = time.monotonic() - started
@@ -177,7 +174,7 @@ class Trainer:
 
     def _will_save(self) -> bool:
         # Step 1 too: a folder that cannot be written is found out now, not after an hour.
-        return self.state.step == 1 or self._due(self.config.save_every) or self._stop is not None
+        return self.state.step == 1 or self._due(self.config.save_every) or self._stop.number is not None
 
     def _will_log(self, step: int) -> bool:
         c = self.config
@@ -226,26 +223,6 @@ class Trainer:
             if finished
             else f"continuing {self.run} from step {state.step}"
         )
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the run after the step in hand and a save; a second one ends it at once."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self._stop is not None:
-                raise KeyboardInterrupt
-            self._stop = number
-
-        try:
-            old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: signals stay with whoever owns it
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
 
 
 def _diverged(step: int, why: str) -> Error:
