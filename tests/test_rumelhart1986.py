@@ -355,7 +355,9 @@ def test_a_net_learns_the_same_alone_and_among_others(name, tmp_path):
 
 
 def test_held_out_cases_are_drawn_by_the_seed_and_never_trained_on(tmp_path):
-    config = sweeps.resolve(["rumelhart1986-family-trees", "--seeds", "30", "--steps", "1"], "train")
+    config = sweeps.resolve(
+        sweeps.SweepsFlags, ["rumelhart1986-family-trees", "--seeds", "30", "--steps", "1"], "train"
+    )[0]
     nets = sweeps.Sweeps(tmp_path, config)
     for held_out, trained, inputs in zip(nets.held_out, nets.trained, nets.inputs, strict=True):
         assert sorted([*held_out, *trained]) == list(range(104))
@@ -396,7 +398,8 @@ def test_config_yaml_starts_the_same_run_again(tmp_path):
 def test_a_file_changes_the_net_and_a_flag_beats_the_file(tmp_path):
     file = tmp_path / "more.yaml"
     file.write_text("model: {units: {hidden: 4}, feeds: {output: [input, hidden]}}\nlr: 0.05\nseeds: 3\n")
-    flags = sweeps.resolve(["--config", str(file), "--seeds", "2"], "train")
+    words = ["rumelhart1986-symmetry", "--config", str(file), "--seeds", "2"]
+    flags = sweeps.resolve(sweeps.SweepsFlags, words, "train")[0]
     assert flags.model == Config(
         {"input": 6, "hidden": 4, "output": 1}, {"hidden": ["input"], "output": ["input", "hidden"]}
     )
@@ -407,24 +410,24 @@ def test_impossible_settings_are_one_line_and_exit_2(tmp_path):
     out = ("--out", tmp_path / "run")
     assert error_code("rumelhart1986-symetry", *out) == 2
     assert error_code("rumelhart1986-symmetry") == 2  # no --out
-    assert error_code("--hidden", 3, *out) == 2
-    assert error_code("--momentum", 1, *out) == 2
+    assert error_code("rumelhart1986-symmetry", "--hidden", 3, *out) == 2
+    assert error_code("rumelhart1986-symmetry", "--momentum", 1, *out) == 2
     assert error_code("rumelhart1986-symmetry", "--held_out", 64, *out) == 2
     for text in ("{units: {input: 5}}", "{feeds: {hidden: [output]}}", "{units: {hidden: 0}}"):
-        (tmp_path / "bad.yaml").write_text(f"model: {text}")
+        (tmp_path / "bad.yaml").write_text(f"preset: rumelhart1986-symmetry\nmodel: {text}")
         assert error_code("--config", tmp_path / "bad.yaml", *out) == 2
     assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_with_another_run_is_not_touched(tmp_path):
-    train("--steps", 5, "--out", tmp_path)
+    train("rumelhart1986-symmetry", "--steps", 5, "--out", tmp_path)
     before = files_of(tmp_path)
-    assert error_code("--steps", 5, "--seed", 3, "--out", tmp_path) == 2
+    assert error_code("rumelhart1986-symmetry", "--steps", 5, "--seed", 3, "--out", tmp_path) == 2
     assert files_of(tmp_path) == before
 
 
 def test_a_rate_that_is_far_too_high_is_an_error_and_nothing_bad_is_saved(tmp_path):
-    assert error_code("--lr", 1e308, "--out", tmp_path) == 5
+    assert error_code("rumelhart1986-symmetry", "--lr", 1e308, "--out", tmp_path) == 5
     assert list((tmp_path / "checkpoints").glob("step-*")) == []
 
 

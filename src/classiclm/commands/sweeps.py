@@ -24,11 +24,12 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from classiclm.commands import hinton, tables
-from classiclm.config import NonNegative, Positional, Positive, load_yaml, merge, parse_flags, to_yaml, validate
-from classiclm.errors import BAD_INPUT, DIVERGED, Error, did_you_mean
+from classiclm.commands.runs import resolve
+from classiclm.config import NonNegative, Positional, Positive, to_yaml
+from classiclm.errors import BAD_INPUT, DIVERGED, Error
 from classiclm.files import make_folder, publish_folder, remove_folder, write_file
 from classiclm.models import rumelhart1986 as paper
-from classiclm.models.rumelhart1986 import CASES, PRESETS, RECIPES, Config, Floats, Recipe
+from classiclm.models.rumelhart1986 import CASES, Config, Floats, Recipe
 from classiclm.train import checkpoint
 from classiclm.train.progress import Clock, format_seconds, say
 from classiclm.train.run import Metrics, check_config, locked, write_config, write_environment
@@ -64,7 +65,7 @@ class SweepsFlags(SweepsConfig):
 
 def main(argv: Sequence[str], prog: str) -> int:
     """Parse, train, print what the nets have learnt; 128 + n after a signal."""
-    flags = resolve(argv, prog)
+    flags, _ = resolve(SweepsFlags, argv, prog)
     config = SweepsConfig(**{f.name: getattr(flags, f.name) for f in dataclasses.fields(SweepsConfig)})
     if flags.print_config:
         print(to_yaml(config), end="")
@@ -78,18 +79,6 @@ def main(argv: Sequence[str], prog: str) -> int:
         return 128 + stopped
     show(nets.results(), config)
     return 0
-
-
-def resolve(argv: Sequence[str], prog: str) -> SweepsFlags:
-    """Preset < YAML file < flags. Raises Error (exit 2) for what is unknown or does not fit."""
-    first = parse_flags(SweepsFlags, [word for word in argv if word not in ("-h", "--help")], prog)
-    from_file = load_yaml(Path(first["config"])) if "config" in first else {}
-    name = str(first.get("preset") or from_file.get("preset") or next(iter(PRESETS)))
-    if name not in PRESETS:
-        raise Error(name, "is no preset of the paper of 1986", did_you_mean(name, PRESETS))
-    base = {"preset": name, **dataclasses.asdict(RECIPES[name]), "model": dataclasses.asdict(PRESETS[name])}
-    flags = parse_flags(SweepsFlags, argv, prog, shown=base)
-    return validate(SweepsFlags, merge(base, from_file, flags), first.get("config", "the command line"))
 
 
 @dataclass
