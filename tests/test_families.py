@@ -205,6 +205,14 @@ def test_a_prompt_that_does_not_fit_the_model_is_told(family, prompt, code, word
     assert words in err
 
 
+def test_the_nets_of_1986_are_no_language_models(tmp_path, cli):
+    assert cli("train", "rumelhart1986-symmetry", "--steps", 3, "--out", tmp_path)[0] == 0
+    for words in (("generate", tmp_path), ("evaluate", tmp_path), ("export", tmp_path, "--to", "hf", "--out", "x")):
+        code, _, err = cli(*words)
+        assert code == 2
+        assert "rumelhart1986" in err
+
+
 def test_a_masked_model_wants_a_tokenizer_with_masks(corpora, tmp_path, cli):
     words = [w if w != "wordpiece-300" else "bpe-300" for w in command("bert", corpora, tmp_path)]
     code, _, err = cli(*words)

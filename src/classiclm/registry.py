@@ -116,6 +116,9 @@ def open_run(run: str | Path, which: str = "last", device: str = "cpu") -> Loade
     if module is None:
         why = f"is of the family {info['family']!r}, which this version does not have"
         raise Error(folder, why, "load it with the version that wrote it", BAD_INPUT)
+    if task_of(module) == "sweeps":
+        fix = f"look at {Path(run) / 'results.json'} and hinton.svg beside it"
+        raise Error(run, f"holds nets of {info['family']}, which know no text", fix)
     model = module.build(validate(module.Config, info["config"], folder / "model.json"))
     if mean_of > 1:
         checkpoint.load_mean(Path(run), mean_of, model)

@@ -90,8 +90,8 @@ def require(run: Path, which: str) -> Path:
         say(f"warning: {warning}")
     if newest is None:
         raise Error(run, "has no valid checkpoint", "train it first, or restore the folder from a copy", BAD_INPUT)
-    best = read_state(newest).best
-    return require(run, str(int(best["step"]))) if which == "best" and best else newest
+    best = read_state(newest).best if which == "best" else {}
+    return require(run, str(int(best["step"]))) if best else newest
 
 
 def save(
