@@ -67,7 +67,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Sentences:
+class SentencePairs:
     """The sentence pairs of one split, and how many were left out because a side is empty."""
 
     pairs: list[tuple[str, str]]
@@ -101,7 +101,7 @@ def read_pairs(data: Data) -> dict[str, list[tuple[str, str]]]:
     return {name: split.pairs for name, split in read_sentences(data).items()}
 
 
-def read_sentences(data: Data) -> dict[str, Sentences]:
+def read_sentences(data: Data) -> dict[str, SentencePairs]:
     """As `read_pairs`, with the number of pairs that were left out."""
     files = _files_of(data)
     source, target = _direction(data, files)
@@ -182,7 +182,7 @@ def _direction(data: Data, files: Mapping[str, Mapping[str, Path]]) -> tuple[str
     return source, target
 
 
-def _read_two(data: Data, split: str, sides: Mapping[str, Path], source: str, target: str) -> Sentences:
+def _read_two(data: Data, split: str, sides: Mapping[str, Path], source: str, target: str) -> SentencePairs:
     if not (source in sides and target in sides):
         there, missing = (source, target) if source in sides else (target, source)
         raise Error(sides[there], f"has no {split}.{missing} beside it", f"add {split}.{missing}", BAD_INPUT)
@@ -193,7 +193,7 @@ def _read_two(data: Data, split: str, sides: Mapping[str, Path], source: str, ta
     pairs = [pair for pair in zip(a, b, strict=True) if all(pair)]
     if not pairs:
         raise Error(sides[source], f"and {sides[target].name} have no sentences", "give files with text", BAD_INPUT)
-    return Sentences(pairs, len(a) - len(pairs))
+    return SentencePairs(pairs, len(a) - len(pairs))
 
 
 def _lines(path: Path, errors: str) -> list[str]:
@@ -201,13 +201,16 @@ def _lines(path: Path, errors: str) -> list[str]:
     return [line.strip() for line in text.removesuffix("\n").split("\n")] if text else []  # not at U+2028 and its like
 
 
-def _cut(data: Data, train: Sentences) -> dict[str, Sentences]:
+def _cut(data: Data, train: SentencePairs) -> dict[str, SentencePairs]:
     """Training pairs and the last val_share of them as validation pairs."""
     position = int(len(train.pairs) * (1 - data.val_share))
     if not 0 < position < len(train.pairs):
         why = f"has {len(train.pairs)} training pairs, too few to keep some for validation"
         raise Error(data.name, why, "give more pairs, or files named val", BAD_INPUT)
-    return {"train": Sentences(train.pairs[:position], train.n_empty), "val": Sentences(train.pairs[position:], 0)}
+    return {
+        "train": SentencePairs(train.pairs[:position], train.n_empty),
+        "val": SentencePairs(train.pairs[position:], 0),
+    }
 
 
 def _read_path(path: Path, errors: str) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from classiclm.data.batches import Batch, derive, shuffled
-from classiclm.data.corpora import Data, Sentences, read_sentences
+from classiclm.data.corpora import Data, SentencePairs, read_sentences
 from classiclm.data.tokenizers import Tokenizer, make_tokenizer
 from classiclm.errors import BAD_INPUT, USAGE, Error, did_you_mean
 from classiclm.nn.mask import IGNORE
@@ -95,7 +95,7 @@ def prepare_pairs(data: Data, tokenizer: str | Tokenizer) -> PairData:
     return PairData(data.name, tokenizer, {name: _encode(split, tokenizer) for name, split in texts.items()})
 
 
-def _encode(sentences: Sentences, tokenizer: Tokenizer) -> Pairs:
+def _encode(sentences: SentencePairs, tokenizer: Tokenizer) -> Pairs:
     source, source_starts = _end_to_end([pair[0] for pair in sentences.pairs], tokenizer)
     target, target_starts = _end_to_end([pair[1] for pair in sentences.pairs], tokenizer)
     digest = hashlib.sha256(tokenizer.fingerprint.encode())

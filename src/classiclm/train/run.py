@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy
 import torch
 import yaml
 
@@ -77,6 +78,7 @@ def write_environment(run: Path) -> None:
         "classiclm": __version__,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
+        "numpy": numpy.__version__,
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
