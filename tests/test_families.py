@@ -282,3 +282,45 @@ def test_a_conversation_with_a_translator_outlives_a_mistake(trained, cli, monke
     code, out, err = cli("generate", trained("transformer2017"), "--interactive", "--device", "cpu")
     assert code == 0, err
     assert out.count("\n") == 2
+
+
+def test_validation_pairs_that_do_not_fit_are_told_and_none_at_all_is_an_error(corpora, tmp_path, cli):
+    words = [4 if w == "24" else w for w in command("transformer2017", corpora, tmp_path / "run")]
+    code, _, err = cli(*words)
+    assert code == 3
+    assert "enough for the shortest" in err
+    code, _, err = cli(*[15 if w == "24" else w for w in command("transformer2017", corpora, tmp_path / "run")])
+    assert code == 0, err
+    assert "of more than 15 tokens left out" in err
+
+
+def test_a_long_sentence_is_left_out_of_the_measure_of_a_model_with_learned_positions(corpora, tmp_path, cli):
+    words = command("transformer2017", corpora, tmp_path / "run")
+    assert cli(*words, "--model.positions", "learned", "--model.n_ctx", 20, "--steps", 2)[0] == 0
+    code, out, err = cli(
+        "evaluate", tmp_path / "run", "--split", "test_small", "--device", "cpu", "--json", "--beam", 1
+    )
+    assert code == 0, err
+    assert "left out" in err
+    assert json.loads(out)[0]["checkpoint"] == "last"
+
+
+def test_the_first_step_is_no_part_of_a_mean(trained, cli):
+    run = trained("transformer2017")
+    steps = [step for step in checkpoint.saved_steps(run) if step > 1]
+    _, _, err = cli("evaluate", run, "--checkpoint", f"mean-{len(steps)}", "--device", "cpu", "--beam", 1)
+    assert f"the mean of steps {', '.join(map(str, steps))}" in err
+    assert cli("evaluate", run, "--checkpoint", f"mean-{len(steps) + 1}", "--device", "cpu")[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("family", "flags", "word"),
+    [
+        ("bert", ["--model.n_segments", 1], "second segment"),
+        ("transformer2017", ["--label_smoothing", 0.999], "label_smoothing"),
+    ],
+)
+def test_settings_that_cannot_be_are_told(family, flags, word, corpora, tmp_path, cli):
+    code, _, err = cli(*command(family, corpora, tmp_path), *flags)
+    assert code == 2
+    assert word in err

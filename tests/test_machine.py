@@ -1,11 +1,15 @@
 """What `auto` chooses, against brute force and tables; the clock that says how long is left."""
 
+import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from classiclm import registry
+from classiclm.commands.tasks import KINDS
 from classiclm.errors import USAGE, Error
 from classiclm.train import machine
 from classiclm.train.machine import Machine, Sizes, choose_compile, choose_micro_batch, choose_precision, look
@@ -206,3 +210,10 @@ def test_a_row_in_words():
     assert describe(row, None) == "loss 1.2346, 12,346 tokens/s"
     assert describe({**row, "val_loss": 2.0}, 61) == "loss 1.2346, val 2.0000, 12,346 tokens/s, 1:01 min to go"
     assert "nan" in describe({**row, "loss": math.nan}, None)
+
+
+@pytest.mark.parametrize("batch", [4096, 4099, 25_000, 25_013])
+def test_a_batch_that_is_counted_in_tokens_needs_no_divisor(batch):
+    preset = registry.preset("transformer2017-multi30k")
+    config = SimpleNamespace(**vars(dataclasses.replace(preset.recipe, batch=batch)), model=preset.config)
+    assert KINDS["pairs"].micro_batch(config, 6_000_000, "bf16", AMX) == 24 * 2**20 // (8000 * 4)

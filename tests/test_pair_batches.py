@@ -73,7 +73,7 @@ def test_every_epoch_has_each_pair_that_fits_once(lengths, tokens, n_ctx, seed):
 @settings(deadline=None, max_examples=100)
 @given(lengths=LENGTHS, tokens=st.integers(1, 60))
 def test_inputs_are_the_targets_one_later_behind_the_end_token_and_padding_is_masked(lengths, tokens):
-    for batch in pair_evaluation_batches(pairs_of(lengths), END, None, tokens):
+    for batch in pair_evaluation_batches(pairs_of(lengths), END, tokens):
         kinds = {name: tensor.dtype for name, tensor in batch.items()}
         assert kinds == {
             "source": torch.int64,
@@ -150,26 +150,33 @@ def test_a_pair_that_is_longer_than_a_batch_is_one_by_itself():
 @given(lengths=LENGTHS, tokens=st.integers(1, 60), n_ctx=st.sampled_from([None, 6, 12]))
 def test_evaluation_has_all_pairs_once_by_length(lengths, tokens, n_ctx):
     pairs = pairs_of(lengths)
-    made = list(pair_evaluation_batches(pairs, END, n_ctx, tokens))
+    fit = sorted(pair for pair in sides_of(pairs) if max(map(len, pair)) <= (n_ctx or 12))
+    if not fit:
+        with pytest.raises(Error):
+            pairs.within(n_ctx)
+        return
+    kept = pairs.within(n_ctx)
+    made = list(pair_evaluation_batches(kept, END, tokens))
     seen = [pair for batch in made for pair in pairs_in(batch)]
-    assert sorted(seen) == sorted(pair for pair in sides_of(pairs) if max(map(len, pair)) <= (n_ctx or 12))
+    assert sorted(seen) == fit
+    assert (len(kept), kept.n_target_tokens) == (len(fit), sum(len(target) for _, target in fit))
     keys = [max(map(len, pair)) for pair in seen]
     assert keys == sorted(keys)
     for batch in made:
         assert len(batch["source"]) == 1 or max(batch["source"].numel(), batch["inputs"].numel()) <= tokens
 
 
-def test_some_batches_of_the_evaluation_are_spread_evenly_and_always_the_same():
+@pytest.mark.parametrize("tokens", [1, 40, 1000])
+def test_some_pairs_of_the_evaluation_are_spread_evenly_and_the_same_whatever_the_batch(tokens):
     rng = np.random.default_rng(4)
     pairs = pairs_of([tuple(pair) for pair in rng.integers(1, 12, (200, 2)).tolist()])
-    whole = [pairs_in(batch) for batch in pair_evaluation_batches(pairs, END, 12, 40)]
-    some = [pairs_in(batch) for batch in pair_evaluation_batches(pairs, END, 12, 40, 7)]
-    places = [whole.index(batch) for batch in some]
-    assert len(places) == 7
-    assert (places[0], places[-1]) == (0, len(whole) - 1)
-    assert np.ptp(np.diff(places)) <= 1
-    more = list(pair_evaluation_batches(pairs, END, 12, 40, len(whole) + 5))
-    assert [pairs_in(batch) for batch in more] == whole
+
+    def seen(tokens, n_pairs=None):
+        return [pair for batch in pair_evaluation_batches(pairs, END, tokens, n_pairs) for pair in pairs_in(batch)]
+
+    whole, some = seen(1000), seen(tokens, 7)
+    assert sorted(some) == sorted(whole[i] for i in np.linspace(0, 199, 7).astype(int))
+    assert sorted(seen(tokens, 500)) == sorted(whole)
 
 
 # Parts of a batch
@@ -214,7 +221,7 @@ def test_the_parts_of_a_batch_have_the_loss_and_the_gradient_of_the_whole(tokens
 def test_the_loss_of_a_batch_is_that_of_its_pairs_one_by_one_without_any_padding():
     model = small_translator()
     pairs = pairs_of([(3, 9), (9, 3), (1, 1), (5, 7)])
-    (batch,) = pair_evaluation_batches(pairs, END, None, 1000)
+    (batch,) = pair_evaluation_batches(pairs, END, 1000)
     alone = 0.0
     for source, target in sides_of(pairs):
         log_p = model(torch.tensor([source]), torch.tensor([[END, *target[:-1]]]))[0].log_softmax(-1)
@@ -225,7 +232,7 @@ def test_the_loss_of_a_batch_is_that_of_its_pairs_one_by_one_without_any_padding
 @settings(deadline=None, max_examples=100)
 @given(lengths=LENGTHS, tokens=st.integers(1, 60))
 def test_parts_hold_the_same_pairs_in_no_more_tokens_and_no_useless_columns(lengths, tokens):
-    for batch in pair_evaluation_batches(pairs_of(lengths), END, None, 100):
+    for batch in pair_evaluation_batches(pairs_of(lengths), END, 100):
         parts = list(micro_batches(batch, tokens))
         assert sorted(pair for part in parts for pair in pairs_in(part)) == sorted(pairs_in(batch))
         for part in parts:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from classiclm.errors import Error
 from classiclm.nn.mask import IGNORE, Mask
 
 Batch = dict[str, Tensor]
@@ -117,10 +118,12 @@ def smoothed_nats(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     """The cross-entropy with labels of 1 - smoothing for the target and smoothing / (V - 1) for each other token.
 
     torch's label_smoothing spreads its share over all V tokens, the target included: the same for
-    smoothing V / (V - 1).
+    smoothing V / (V - 1). Raises Error (exit 2) if others would get more than the target.
     """
     vocab_size = logits.shape[-1]
     share = smoothing * vocab_size / (vocab_size - 1)
+    if share > 1:
+        raise Error("label_smoothing", f"{smoothing} leaves the target less than the others", "lower it")
     flat = logits.flatten(0, -2).float()
     return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE, reduction="sum", label_smoothing=share)
 

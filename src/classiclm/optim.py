@@ -37,7 +37,7 @@ def _cosine(progress: float, recipe: Recipe) -> float:
 
 
 def _linear(step: int, recipe: Recipe) -> float:
-    """The line from lr at step 0, warm-up or not, to lr_floor * lr at the last step (BERT's official code)."""
+    """The line from lr at step 0, warm-up or not, to lr_floor * lr at step `steps` (BERT's official code)."""
     left = max(0.0, 1 - step / recipe.steps)
     return recipe.lr * (recipe.lr_floor + (1 - recipe.lr_floor) * left)
 

@@ -106,8 +106,7 @@ def _plan(config: TrainConfig, n_params: int) -> machine.Plan:
     precision, why = machine.choose_precision(config.precision, here)
     micro_batch = config.micro_batch
     if micro_batch == "auto":
-        sizes = _kind(config).sizes(config, n_params)
-        micro_batch = machine.choose_micro_batch(config.batch, sizes, precision, here)
+        micro_batch = _kind(config).micro_batch(config, n_params, precision, here)
     compiled, why_compiled = machine.choose_compile(config.compile, here)
     reasons = (here.name, why, why_compiled)
     return machine.Plan(here.device, precision, min(int(micro_batch), config.batch), compiled, reasons)

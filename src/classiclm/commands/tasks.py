@@ -31,7 +31,7 @@ class Kind:
 
     prepare: Callable[[Data, str | Tokenizer], Any]  # read, split, tokenise
     task: Callable[[Any, machine.Plan, Any], dict[str, Any]]  # config, plan, data -> the parts of a Task but its files
-    sizes: Callable[[Any, int], machine.Sizes]  # config, parameters -> what a micro-batch's memory follows from
+    micro_batch: Callable[[Any, int, machine.Precision, machine.Machine], int]  # config, parameters, ... -> "auto"
     batch: Callable[[Any, Any], str]  # config, data -> a step's batch, in words
 
 
@@ -69,14 +69,14 @@ def _masked(config: Any, plan: machine.Plan, data: SentenceData) -> dict[str, An
 
 
 def _pairs(config: Any, plan: machine.Plan, data: PairData) -> dict[str, Any]:
-    n_ctx, end = config.model.n_ctx, cast(int, data.tokenizer.end_of_text)
+    n_ctx, end, val = config.model.n_ctx, cast(int, data.tokenizer.end_of_text), data.val.within(config.model.n_ctx)
     return {
         "objective": Translation(config.label_smoothing),
         "batches": pairs.PairBatches(data.train, end, n_ctx, config, config.seed),
         "n_tokens": lambda batch: int((batch["targets"] != IGNORE).sum()),
-        "validation": lambda n: pairs.pair_evaluation_batches(data.val, end, n_ctx, plan.micro_batch, n),
+        "validation": lambda n: pairs.pair_evaluation_batches(val, end, plan.micro_batch, n),
         "validated": Translation(),
-        "tokens_per_byte": data.val.n_target_tokens / data.val.n_bytes,
+        "tokens_per_byte": val.n_target_tokens / val.n_bytes,
         "parts": pairs.micro_batches,
     }
 
@@ -94,16 +94,22 @@ def _sizes(config: Any, n_params: int) -> machine.Sizes:
     return machine.Sizes(model.n_ctx, _d_ff(model), model.n_layers, model.vocab_size, n_params)
 
 
-def _masked_sizes(config: Any, n_params: int) -> machine.Sizes:
+def _micro_batch(config: Any, n_params: int, precision: machine.Precision, here: machine.Machine) -> int:
+    return machine.choose_micro_batch(config.batch, _sizes(config, n_params), precision, here)
+
+
+def _masked_micro_batch(config: Any, n_params: int, precision: machine.Precision, here: machine.Machine) -> int:
     """Only the masked places have logits."""
     sizes = _sizes(config, n_params)
-    return dataclasses.replace(sizes, vocab_size=max(1, int(config.mask_share * sizes.vocab_size)))
+    sizes = dataclasses.replace(sizes, vocab_size=max(1, int(config.mask_share * sizes.vocab_size)))
+    return machine.choose_micro_batch(config.batch, sizes, precision, here)
 
 
-def _pair_sizes(config: Any, n_params: int) -> machine.Sizes:
-    """Batches are counted in tokens; each passes through as many layers again in the other half of the model."""
+def _pair_micro_batch(config: Any, n_params: int, precision: machine.Precision, here: machine.Machine) -> int:
+    """In tokens, as the batch; each passes through as many layers again in the other half of the model."""
     sizes = _sizes(config, n_params)
-    return dataclasses.replace(sizes, n_ctx=1, n_layers=2 * sizes.n_layers)
+    sizes = dataclasses.replace(sizes, n_ctx=1, n_layers=2 * sizes.n_layers)
+    return min(config.batch, machine.fitting(sizes, precision, here))
 
 
 def _windows_in_words(config: Any, data: TextData) -> str:
@@ -118,11 +124,14 @@ def _sentences_in_words(config: Any, data: SentenceData) -> str:
 
 
 def _pairs_in_words(config: Any, data: PairData) -> str:
-    return f"{data.name} ({len(data.train):,} pairs); up to {config.batch:,} tokens a side in a step"
+    n_long = len(data.train) - len(data.train.within(config.model.n_ctx))
+    left_out = ((data.train.n_empty, "with an empty side"), (n_long, f"of more than {config.model.n_ctx} tokens"))
+    notes = "".join(f", {n:,} {why} left out" for n, why in left_out if n)
+    return f"{data.name} ({len(data.train):,} pairs{notes}); up to {config.batch:,} tokens a side in a step"
 
 
 KINDS = {
-    "causal": Kind(prepare_text, _causal, _sizes, _windows_in_words),
-    "masked": Kind(prepare_sentences, _masked, _masked_sizes, _sentences_in_words),
-    "pairs": Kind(prepare_pairs, _pairs, _pair_sizes, _pairs_in_words),
+    "causal": Kind(prepare_text, _causal, _micro_batch, _windows_in_words),
+    "masked": Kind(prepare_sentences, _masked, _masked_micro_batch, _sentences_in_words),
+    "pairs": Kind(prepare_pairs, _pairs, _pair_micro_batch, _pairs_in_words),
 }

@@ -49,6 +49,31 @@ class Pairs:
         """How many tokens are predicted: those of the targets, the end tokens among them."""
         return len(self.target)
 
+    def within(self, n_ctx: int | None) -> "Pairs":
+        """The pairs whose sides both have at most n_ctx tokens; None = all. Raises Error (exit 3) if there are none."""
+        longer = self.lengths.max(axis=0, initial=0)
+        if n_ctx is None or (longer <= n_ctx).all():
+            return self
+        kept = np.flatnonzero(longer <= n_ctx)
+        if not len(kept):
+            fix = f"raise --model.n_ctx; {longer.min()} is enough for the shortest"
+            raise Error("sentence pairs", f"all have a side of more than {n_ctx} tokens", fix, BAD_INPUT)
+        sides = [(self.source, self.source_starts), (self.target, self.target_starts)]
+        (source, source_starts), (target, target_starts) = (_taken(*side, kept) for side in sides)
+        texts = tuple(self.texts[i] for i in kept)
+        text = "".join(target_text for _, target_text in texts)
+        return Pairs(
+            source,
+            target,
+            source_starts,
+            target_starts,
+            texts,
+            len(text),
+            len(text.encode()),
+            self.n_empty,
+            self.fingerprint,
+        )
+
     def sources(self) -> list[list[int]]:
         """The source sentences as lists of token ids, as `translate` takes them."""
         return [part.tolist() for part in np.split(self.source, self.source_starts[1:-1])]
@@ -113,6 +138,12 @@ def _end_to_end(texts: list[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.
     return np.asarray(list(itertools.chain.from_iterable(sentences)), dtype=tokenizer.dtype), starts
 
 
+def _taken(tokens: np.ndarray, starts: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Some of the sentences that lie end to end in an array, end to end again."""
+    parts = [tokens[starts[i] : starts[i + 1]] for i in which]
+    return np.concatenate(parts), np.cumsum([0, *map(len, parts)], dtype=np.int64)
+
+
 class PairBatches:
     """Training batches for translation: as many pairs as fill recipe.batch tokens on the longer side, with padding.
 
@@ -121,13 +152,9 @@ class PairBatches:
     """
 
     def __init__(self, split: Pairs, end: int, n_ctx: int, recipe: PairRecipe, seed: int):
-        self.split, self.end = split, end
-        self.order, self.lengths = _by_length(split, n_ctx)
+        self.split, self.end = split.within(n_ctx), end
+        self.order, self.lengths = _by_length(self.split)
         self.n_left_out = len(split) - len(self.order)
-        if not len(self.order):
-            longest = int(split.lengths.max(axis=0).min())
-            fix = f"raise --model.n_ctx; {longest} is enough for the shortest"
-            raise Error("training pairs", f"all have a side of more than {n_ctx} tokens", fix, BAD_INPUT)
         self.cuts = _cuts(self.lengths, recipe.batch)
         self.n_batches = len(self.cuts) - 1
         self._key = (split.fingerprint, seed)
@@ -151,18 +178,14 @@ class PairBatches:
         return who
 
 
-def pair_evaluation_batches(
-    split: Pairs, end: int, n_ctx: int | None, tokens: int, n_batches: int | None = None
-) -> Iterator[Batch]:
-    """The pairs in order of length, in batches of up to `tokens` tokens: all of them, or `n_batches` batches spread
-    evenly. Pairs with a side of more than n_ctx tokens are left out; None = there is no such limit."""
-    order, lengths = _by_length(split, n_ctx)
-    cuts = _cuts(lengths, tokens)
-    chosen = np.arange(len(cuts) - 1)
-    if n_batches is not None and n_batches < len(chosen):
-        chosen = chosen[np.linspace(0, len(chosen) - 1, n_batches).astype(np.int64)]
-    for i in chosen:
-        yield _batch(split, order[cuts[i] : cuts[i + 1]], end)
+def pair_evaluation_batches(split: Pairs, end: int, tokens: int, n_pairs: int | None = None) -> Iterator[Batch]:
+    """The pairs in order of length, in batches of up to `tokens` tokens: all of them, or `n_pairs` spread evenly."""
+    order, lengths = _by_length(split)
+    if n_pairs is not None and n_pairs < len(order):
+        chosen = np.linspace(0, len(order) - 1, n_pairs).astype(np.int64)
+        order, lengths = order[chosen], lengths[chosen]
+    for first, last in itertools.pairwise(_cuts(lengths, tokens)):
+        yield _batch(split, order[first:last], end)
 
 
 def micro_batches(batch: Batch, tokens: int) -> Iterator[Batch]:
@@ -179,11 +202,10 @@ def micro_batches(batch: Batch, tokens: int) -> Iterator[Batch]:
         yield {name: tensor[rows, : widths[name]] for name, tensor in batch.items()}
 
 
-def _by_length(split: Pairs, n_ctx: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs whose sides both fit n_ctx, by the length of the longer side: their numbers and those lengths, (P',)."""
+def _by_length(split: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs by the length of their longer side: their numbers and those lengths, (P,)."""
     longer = split.lengths.max(axis=0, initial=0)
-    kept = np.arange(len(split)) if n_ctx is None else np.flatnonzero(longer <= n_ctx)
-    order = kept[np.argsort(longer[kept], kind="stable")]
+    order = np.argsort(longer, kind="stable")
     return order, longer[order]
 
 

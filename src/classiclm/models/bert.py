@@ -50,6 +50,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.d_head is None and self.d_model % self.n_heads:
             raise ValueError(f"n_heads = {self.n_heads} does not divide d_model = {self.d_model}")
+        if self.n_segments < 2:
+            raise ValueError(f"n_segments = {self.n_segments} leaves no second segment")
 
 
 PRESETS = {
@@ -169,9 +171,10 @@ DEVIATIONS = (
         follows="paper",
     ),
     Deviation(
-        what="The rate falls on the line from lr at step 0 to 0 at the last step, from the end of the warm-up on",
-        why="The paper says 'linear decay'; the official code counts it from step 0",
-        effect="The peak is 0.99 of lr",
+        what="Behind the warm-up the rate is on the line from lr at step 0 to 0 at the end; the first update has "
+        "lr / (warmup + 1)",
+        why="The paper says 'linear decay'; the official code counts it from step 0. Its first update has a rate of 0",
+        effect="A fall by 1 % where the warm-up ends",
         follows="official code",
     ),
     Deviation(

@@ -129,7 +129,7 @@ DEVIATIONS = (
         what="The first update has lr / (warmup + 1), and the cosine begins where the warm-up ends",
         why="In the released code the first update has a rate of 0, and its cosine runs from step 0 and so jumps at "
         "the end of the warm-up",
-        effect="None that could be measured over 3,000,000 steps",
+        effect="None expected",
         follows="paper",
     ),
     Deviation(

@@ -216,6 +216,18 @@ DEVIATIONS = (
         follows="neither",
     ),
     Deviation(
+        what="The 25,000 tokens of a batch are those of the longer side, padding included",
+        why="The paper says 'approximately 25000 source tokens and 25000 target tokens'",
+        effect="A few per cent fewer of either",
+        follows="neither",
+    ),
+    Deviation(
+        what="Checkpoints are 250 steps apart and averaged when asked for, with --checkpoint mean-5",
+        why="Section 6.1 averages the last 5 or 20, written every 10 minutes: about 1,500 steps of the base model",
+        effect="For the paper's runs set --save_every 1500",
+        follows="neither",
+    ),
+    Deviation(
         what="Weights start as in the first public code: U(±√(3 / d_in)), embeddings N(0, 1/√d_model)",
         why="The paper does not say",
         effect="Logits of the tied output layer start at about unit variance",

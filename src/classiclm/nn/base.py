@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any, Self
 
 import torch
@@ -67,7 +67,7 @@ class LanguageModel(Model):
         return generate(self, tokens, max_new_tokens, temperature, top_k, **settings)
 
 
-class EncoderDecoder(Model):
+class EncoderDecoder(Model, ABC):
     """`model(source, target, source_mask=None) -> logits`: (B, S) and (B, T) token ids -> (B, T, V).
 
     Decoding reads the source once (`encode`) and then the target token by token (`decode`, with a cache).
@@ -92,7 +92,7 @@ class EncoderDecoder(Model):
         return self.decode(target, self.encode(source, source_mask), source_mask)
 
     def generate(self, source: Tensor, start: int, end: int, **settings: Any) -> list[list[int]]:
-        """Translate (B, S) tokens; see `classiclm.generate.beam.translate` for the settings."""
+        """Translate rows of (B, S) tokens without padding; see `classiclm.generate.beam.translate` for the settings."""
         from classiclm.generate.beam import translate  # as in LanguageModel.generate
 
         return translate(self, source.tolist(), start, end, **settings)

@@ -40,7 +40,13 @@ class LayerCache:
     def select(self, rows: Tensor) -> None:
         """Go on with other sequences: row i becomes what row rows[i] was. rows (B',)."""
         if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[rows], self.values[rows]
+            self.keys, self.values = self._selected(self.keys, rows), self._selected(self.values, rows)
+
+    def _selected(self, buffer: Tensor, rows: Tensor) -> Tensor:
+        filled = buffer[rows, :, : self.length]  # the rest holds nothing yet
+        fresh = buffer[: len(rows)] if len(rows) <= len(buffer) else buffer.new_empty(len(rows), *buffer.shape[1:])
+        fresh[:, :, : self.length] = filled
+        return fresh
 
 
 class KVCache:

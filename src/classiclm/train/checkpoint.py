@@ -138,15 +138,16 @@ def load_weights(folder: Path, model: torch.nn.Module) -> None:
 
 
 def load_mean(run: Path, n: int, model: torch.nn.Module) -> None:
-    """Fill a model with the mean of the last n checkpoints.
+    """Fill a model with the mean of the last n checkpoints, and say which: step 1, which every run saves, is none.
 
     Raises Error (exit 3) if there are not as many valid ones.
     """
-    folders = [folder_of(run, step) for step in saved_steps(run)]
+    folders = [folder_of(run, step) for step in saved_steps(run) if step > 1]
     valid = [folder for folder in folders if defect(folder) is None]
     if len(valid) < n:
         fix = f"choose at most mean-{len(valid)}, or train with a larger --keep"
         raise Error(run, f"has {len(valid)} valid checkpoints, not {n}", fix, BAD_INPUT)
+    say(f"{run}: the mean of steps {', '.join(str(int(f.name.removeprefix(_PREFIX))) for f in valid[-n:])}")
     weights = [_read_weights(folder) for folder in valid[-n:]]
     mean = {
         name: torch.stack([w[name].double() for w in weights]).mean(0).to(weights[0][name].dtype) for name in weights[0]
@@ -174,12 +175,13 @@ def _fill(model: torch.nn.Module, weights: dict[str, Tensor], source: Path) -> N
 def load_moments(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Fill the optimizer from a verified checkpoint."""
     tensors = load_tensors((folder / "optimizer.safetensors").read_bytes())
+    on_device = bool(optimizer.defaults.get("fused"))  # where torch keeps the count; elsewhere it would be a wait
     for name, parameter in model.named_parameters():
         if f"exp_avg/{name}" not in tensors:
             continue
         optimizer.state[parameter] = {
             # Copies: AdamW counts up each parameter's own "step" in place, so they must not be one tensor.
-            "step": tensors["step"].to(parameter.device, copy=True),
+            "step": tensors["step"].to(parameter.device if on_device else "cpu", copy=True),
             "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device, copy=True),
             "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device, copy=True),
         }

@@ -107,7 +107,13 @@ class Sizes:
 
 
 def choose_micro_batch(batch: int, sizes: Sizes, precision: Precision, machine: Machine) -> int:
-    """The largest divisor of the batch that fits: the cache of a CPU, or half of what the model leaves of a GPU.
+    """The largest divisor of the batch that fits."""
+    fits = fitting(sizes, precision, machine)
+    return max(divisor for divisor in range(1, min(batch, fits) + 1) if batch % divisor == 0)
+
+
+def fitting(sizes: Sizes, precision: Precision, machine: Machine) -> int:
+    """How many sequences of n_ctx tokens fit the cache of a CPU, or half of what the model leaves of a GPU; at least 1.
 
     On a CPU the widest activations count, MLP or logits. On a GPU, per token: about nine d_ff-wide tensors a layer that
     the backward pass needs, and three fp32 logits; weights, gradients and the two moments take 16 bytes a parameter.
@@ -118,8 +124,7 @@ def choose_micro_batch(batch: int, sizes: Sizes, precision: Precision, machine: 
         width = 4 if precision == "fp32" else 2
         bytes_per_sequence = sizes.n_ctx * (sizes.n_layers * sizes.d_ff * 9 * width + sizes.vocab_size * 12)
         budget = int((machine.memory - 16 * sizes.n_params) * _GPU_SHARE)
-    fits = max(1, budget // bytes_per_sequence)
-    return max(divisor for divisor in range(1, min(batch, fits) + 1) if batch % divisor == 0)
+    return max(1, budget // bytes_per_sequence)
 
 
 def choose_compile(asked: bool | str, machine: Machine) -> tuple[bool, str]:

@@ -64,7 +64,8 @@ def check_config(run: Path, text: str, saved_steps: Sequence[int]) -> None:
         why = "holds a run of another config (" + "; ".join(changed) + ")"
         raise Error(run, why, "choose another --out, or the settings it was started with", USAGE)
     if saved_steps and old.get("steps") != new.get("steps"):
-        say(f"warning: {run} was planned for {old.get('steps')} steps; {new['steps']} change its learning rates")
+        planned = f"{run} was planned for {old.get('steps')} steps, not {new['steps']}"
+        say(f"warning: {planned}: what ends with the run, as a schedule of learning rates may, is another from here on")
 
 
 def write_config(run: Path, text: str) -> None:

@@ -25,12 +25,12 @@ class TrainConfig(Recipe):
     seed: NonNegative = 1337  # of the weights, the order of the text and dropout
     device: Auto | Literal["cpu", "cuda", "mps"] = "auto"  # where to compute
     precision: Auto | Literal["fp32", "bf16", "fp16"] = "auto"  # of the matrix products
-    micro_batch: Auto | Positive = "auto"  # sequences at once; the gradients of a step's micro-batches add up
+    micro_batch: Auto | Positive = "auto"  # how much at once, in the unit of batch; the gradients of a step add up
     compile: Auto | bool = "auto"  # torch.compile: auto = on a GPU
     attention: Auto | Literal["written", "fused"] = "auto"  # which of the two equal paths
     log_every: Positive = 10  # steps between rows of metrics.jsonl
     eval_every: Positive = 250  # steps between validations
-    eval_windows: Positive | Literal["all"] = 256  # windows per validation; the last one always takes all
+    eval_windows: Positive | Literal["all"] = 256  # windows, or sentence pairs, per validation; the last takes all
     save_every: Positive = 250  # steps between checkpoints
     keep: Positive = 2  # newest checkpoints to keep, besides the best
     model: Any = None  # the sizes: --model.n_layers N and so on
