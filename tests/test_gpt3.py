@@ -15,7 +15,7 @@ from classiclm.models import gpt2
 from classiclm.models.gpt3 import GPT3, PAPER_PARAMS, PRESETS, RECIPES, Config
 from classiclm.nn.attention import set_attention_path
 from classiclm.optim import learning_rate
-from classiclm.recipe import Recipe
+from classiclm.recipe import Recipe, TokenRecipe
 
 # Counts of tied, biased models with 2,048 positions and 50,257 tokens; Table D.1 prints them in millions.
 TRUE_COUNTS = {
@@ -162,7 +162,7 @@ def test_cached_reading_equals_reading_at_once(path):
     torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), rtol=1e-4, atol=1e-4)
 
 
-RAMP = Recipe(batch=64, ramp_from=4, ramp_tokens=10_000, warmup_tokens=2_000, decay_tokens=50_000, lr=1.0)
+RAMP = TokenRecipe(batch=64, ramp_from=4, ramp_tokens=10_000, warmup_tokens=2_000, decay_tokens=50_000, lr=1.0)
 
 
 def test_the_batch_grows_from_its_first_size_to_its_full_one():
@@ -212,7 +212,7 @@ def test_the_rate_by_tokens_warms_up_falls_to_a_tenth_and_stays():
 )
 def test_recipes_that_contradict_themselves_are_refused(bad):
     with pytest.raises(ValueError, match=r"tokens|ramp_from"):
-        Recipe(**{"batch": 64, **bad})
+        TokenRecipe(**{"batch": 64, **bad})
 
 
 def test_a_ramped_run_is_exact_when_it_is_resumed(cli, tmp_path, text_file):

@@ -245,9 +245,7 @@ def test_recipes_of_the_papers_hold_the_papers_numbers():
     [
         (MaskedRecipe, {"mask_token": 0.8, "mask_random": 0.3}),
         (MaskedRecipe, {"mask_share": 1.5}),
-        (MaskedRecipe, {"ramp_tokens": 5}),
         (PairRecipe, {"label_smoothing": 1.0}),
-        (PairRecipe, {"ramp_tokens": 5}),
     ],
 )
 def test_impossible_recipes_are_refused(schema, settings_):

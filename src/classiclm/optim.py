@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from classiclm.recipe import Recipe
+from classiclm.recipe import Recipe, TokenRecipe
 
 
 def learning_rate(step: int, tokens: int, recipe: Recipe) -> float:
     """The rate of update `step` = 0, 1, ..., after which `tokens` will have been seen.
 
-    Linear warm-up to recipe.lr, then recipe.schedule; or, with decay_tokens, both counted in tokens, half a cosine, and
-    flat from there on (GPT-3, appendix B).
+    Linear warm-up to recipe.lr, then recipe.schedule; or, if the recipe has decay_tokens, both counted in tokens, half
+    a cosine, and flat from there on (GPT-3, appendix B).
     """
-    if recipe.warmup_tokens is not None and recipe.decay_tokens is not None:
+    if isinstance(recipe, TokenRecipe) and recipe.warmup_tokens and recipe.decay_tokens:
         if tokens < recipe.warmup_tokens:
             return recipe.lr * tokens / recipe.warmup_tokens
         return _cosine((tokens - recipe.warmup_tokens) / (recipe.decay_tokens - recipe.warmup_tokens), recipe)

@@ -28,6 +28,12 @@ class Recipe:
     eps: PositiveFloat = 1e-8  # Adam
     weight_decay: NonNegativeFloat = 0.1  # decoupled, on matrices only
     clip: PositiveFloat | None = 1.0  # largest norm of the whole gradient; null = no clipping
+
+
+@dataclass(frozen=True)
+class TokenRecipe(Recipe):
+    """As `Recipe`, with a rate that follows the tokens seen and a batch that grows with them: GPT-3 (appendix B)."""
+
     warmup_tokens: Positive | None = None  # with decay_tokens: the warm-up, counted in tokens instead of steps
     decay_tokens: Positive | None = None  # tokens at which the cosine ends; from there on the rate stays at its floor
     ramp_tokens: NonNegative = 0  # tokens over which the batch grows linearly from ramp_from to its full size
@@ -57,11 +63,8 @@ class MaskedRecipe(Recipe):
     first_share: Rate = 0.9  # of the steps belong to that phase
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.mask_token + self.mask_random > 1 + 1e-9:
             raise ValueError("mask_token + mask_random is more than 1")
-        if self.ramp_tokens:
-            raise ValueError("ramp_tokens is for recipes of causal models")
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,6 @@ class PairRecipe(Recipe):
     data: str = "multi30k"  # named corpus of sentence pairs, or a folder with them
     label_smoothing: Rate = 0.1  # probability that the target gives away to all other tokens
     keep: Positive = 5  # newest checkpoints to keep, besides the best: these may be averaged (section 6.1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ramp_tokens:
-            raise ValueError("ramp_tokens is for recipes of causal models")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from classiclm.data.splits import Split
 from classiclm.errors import BAD_INPUT, Error
-from classiclm.recipe import Recipe
+from classiclm.recipe import Recipe, TokenRecipe
 
 Batch = dict[str, Tensor]
 _ROUNDS = 6
@@ -58,13 +58,15 @@ def derive(*parts: object) -> int:
 class BatchSizes:
     """How many sequences each optimizer step takes, and how many came before it: arithmetic, no state.
 
-    The batch grows linearly with the tokens seen, from recipe.ramp_from to recipe.batch over the first
-    recipe.ramp_tokens tokens, in multiples of ramp_from (GPT-3, appendix B); without a ramp it is recipe.batch.
+    It is recipe.batch; that of a TokenRecipe grows linearly with the tokens seen, from ramp_from to batch over the
+    first ramp_tokens tokens, in multiples of ramp_from (GPT-3, appendix B).
     """
 
     def __init__(self, recipe: Recipe, n_ctx: int):
         self.full = recipe.batch
         self._ends = [0]  # sequences before step 0, 1, ... of the ramp
+        if not isinstance(recipe, TokenRecipe):
+            return
         while (tokens := self._ends[-1] * n_ctx) < recipe.ramp_tokens:
             grown = recipe.ramp_from + (recipe.batch - recipe.ramp_from) * tokens // recipe.ramp_tokens
             self._ends.append(self._ends[-1] + grown // recipe.ramp_from * recipe.ramp_from)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from classiclm.config import Positive
 from classiclm.models import gpt2
 from classiclm.nn.mask import Mask
-from classiclm.recipe import Deviation, Recipe
+from classiclm.recipe import Deviation, TokenRecipe
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ PAPER_PARAMS = {
 
 # Table 2.1: batch and learning rate. Appendix B: beta2 0.95, 300 G tokens in all, warm-up over 375 M, cosine to 10 % at
 # 260 G and flat from there on, the batch growing from 32 k tokens. 0.5 M tokens are 256 windows, and so on.
-_RECIPE = Recipe(
+_RECIPE = TokenRecipe(
     tokenizer="gpt2",
     beta2=0.95,
     weight_decay=0.1,
@@ -68,7 +68,7 @@ _RECIPE = Recipe(
 )
 
 
-def _recipe(batch: int, lr: float, ramp_tokens: int, steps: int) -> Recipe:
+def _recipe(batch: int, lr: float, ramp_tokens: int, steps: int) -> TokenRecipe:
     return dataclasses.replace(_RECIPE, batch=batch, lr=lr, ramp_tokens=ramp_tokens, steps=steps)
 
 
@@ -82,7 +82,7 @@ RECIPES = {
     "gpt3-6.7b": _recipe(1024, 1.2e-4, 8 * _G, 157_562),
     "gpt3-13b": _recipe(1024, 1.0e-4, 10 * _G, 161_189),
     "gpt3-175b": _recipe(1536, 0.6e-4, 12 * _G, 111_355),
-    "gpt3-tiny": Recipe(
+    "gpt3-tiny": TokenRecipe(
         tokenizer="bpe-512", batch=16, steps=1500, lr=2e-3, beta2=0.95, warmup_tokens=100_000,
         decay_tokens=1_800_000, ramp_tokens=500_000, ramp_from=2,
     ),
