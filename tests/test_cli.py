@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import keyword
 import os
 import shutil
 import subprocess
@@ -87,7 +88,8 @@ def test_the_version_is_that_of_the_package(cli):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_there_and_explains_its_flags(name, capsys):
-    assert callable(importlib.import_module(f"classiclm.commands.{name}").main)
+    module_name = f"{name}_" if keyword.iskeyword(name) else name
+    assert callable(importlib.import_module(f"classiclm.commands.{module_name}").main)
     with pytest.raises(SystemExit) as caught:
         main([name, "--help"])
     assert caught.value.code == 0

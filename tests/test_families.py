@@ -7,10 +7,18 @@ import random
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from classiclm import registry
-from classiclm.data.tokenizers import load_tokenizer
+from classiclm.data.tokenizers import WordPiece, load_tokenizer
+from classiclm.data.wordpiece import SPECIAL
 from classiclm.files import publish_folder, sha256_of_file
+from classiclm.generate.beam import translate
+from classiclm.generate.fill import fill
+from classiclm.generate.sample import generate
+from classiclm.models import transformer2017
+from classiclm.models.bert import BERT
 from classiclm.train import checkpoint
 from classiclm.train.trainer import Trainer
 
@@ -150,6 +158,22 @@ def test_the_blanks_are_filled_and_their_candidates_have_probabilities(trained, 
     assert "[MASK]" not in answer["text"]
 
 
+def test_a_blank_is_never_filled_with_a_special_token_and_no_word_is_lost():
+    """The model knows only how frequent tokens are, and the special ones are the most frequent."""
+    words = ["to", "be", "or", "not", "noble"]
+    tokenizer = WordPiece.from_vocabulary([*SPECIAL, *words])
+    model = BERT.from_preset("bert-shakespeare", n_layers=1, d_model=8, n_heads=2, n_ctx=16, vocab_size=10)
+    bias = torch.tensor([5.0, 6.0, 7.0, 9.0, 8.0, 1.0, 2.0, 0.0, -1.0, 3.0])
+    model.load_state_dict({"mlm.ln.weight": torch.zeros(8), "mlm.ln.bias": torch.zeros(8), "mlm.bias": bias}, False)
+    filled = fill(model, tokenizer, "to [MASK] or [MASK] be [SEP] not to [MASK]", top=4)
+    assert filled.text == "to noble or noble be not to noble"
+    assert filled.tokens == [5, 9, 7, 9, 6, 8, 5, 9]
+    for blank in filled.candidates:
+        assert [word for word, _ in blank] == ["noble", "be", "to", "or"]
+        assert [p for _, p in blank] == pytest.approx((bias.exp() / bias.exp().sum())[[9, 6, 5, 7]].tolist())
+    assert len(fill(model, tokenizer, "[MASK]", top=50).candidates[0]) == len(words)
+
+
 def test_bleu_is_measured_on_a_test_set_and_its_signature_is_printed(trained, cli):
     run = trained("transformer2017")
     code, out, err = cli("evaluate", run, "--split", "test_small", "--beam", 2, "--device", "cpu")
@@ -203,6 +227,102 @@ def test_a_prompt_that_does_not_fit_the_model_is_told(family, prompt, code, word
     got, _, err = cli("generate", trained(family), *flags, "--device", "cpu")
     assert got == code
     assert words in err
+
+
+def test_a_gpt1_without_a_prompt_begins_behind_its_line_break(trained, cli):
+    model, tokenizer = registry.load(trained("gpt1"))
+    begin = tokenizer.encode("der\nhund")[-2:-1]
+    assert tokenizer.decode(begin) == "\n"
+    text = tokenizer.decode(generate(model, torch.tensor([begin]), 6, seed=2)[0, 1:].tolist())
+    flags = ["generate", trained("gpt1"), "--max_new_tokens", 6, "--seed", 2, "--device", "cpu"]
+    code, out, err = cli(*flags)
+    assert (code, out) == (0, text + "\n"), err
+    row = json.loads(cli(*flags, "--json")[1])
+    assert (row["prompt"], row["text"]) == (None, text)
+
+
+@families
+def test_the_answer_of_every_family_has_the_same_keys_and_takes_the_common_flags(family, trained, cli):
+    prompt = "der [MASK] läuft" if family == "bert" else "der hund"
+    flags = ["--max_new_tokens", 3, "--seed", 5, "--device", "cpu", "--checkpoint", "last", "--json"]
+    code, out, err = cli("generate", trained(family), "--prompt", prompt, *flags)
+    assert code == 0, err
+    row = json.loads(out)
+    tokenizer = registry.load(trained(family))[1]
+    assert [*row][:3] == ["prompt", "text", "tokens"]
+    assert isinstance(row["settings"], dict)
+    assert row["prompt"] == prompt
+    assert row["text"].strip() == tokenizer.decode(row["tokens"]).strip()
+
+
+WITHOUT_EFFECT = {
+    "bert": "--beam 2, --alpha 0.5, --greedy, --temperature 1, --top_k 3, --top_p 0.5, --stop a, --stop_id 3"
+    ", --overflow crop",
+    "transformer2017": "--temperature 1, --top_k 3, --top_p 0.5, --stop a, --stop_id 3, --overflow crop"
+    ", --beam 3 --greedy, --alpha 1 --greedy",
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "flags"), [(family, flags) for family, rows in WITHOUT_EFFECT.items() for flags in rows.split(", ")]
+)
+def test_a_flag_without_effect_on_a_kind_of_model_is_refused(family, flags, trained, cli):
+    code, out, err = cli("generate", trained(family), "--prompt", "der [MASK]", *flags.split(), "--device", "cpu")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {flags.split()[0]}: has no effect: ")
+    assert err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def talkative(trained, tmp_path_factory):
+    """A translator with 24 learned positions and large random weights, which seldom comes to an end."""
+    run = trained("transformer2017")
+    info = json.loads((checkpoint.newest_valid(run)[0] / "model.json").read_bytes())
+    info["config"]["positions"] = "learned"
+    model = transformer2017.build(transformer2017.Config(**info["config"]))
+    draw = torch.Generator().manual_seed(0)
+    weights = {name: 0.5 * torch.randn(w.shape, generator=draw) for name, w in model.state_dict().items()}
+    changed = {"model.json": json.dumps(info).encode(), "model.safetensors": save(weights)}
+    return damaged(run, tmp_path_factory.mktemp("talkative"), lambda files: changed)
+
+
+def test_a_translation_has_at_most_so_many_new_tokens(talkative, tmp_path, cli):
+    """Alone and beside longer ones, as the search of the Python API with that limit finds it."""
+    model, tokenizer = registry.load(talkative)
+    sentences, end = ["der hund", "ein mann sieht", "das", "der"], tokenizer.end_of_text
+    sources = [[*tokenizer.encode(sentence), end] for sentence in sentences]
+    assert len(set(map(len, sources))) > 1
+    (tmp_path / "sentences.txt").write_text("\n".join(sentences))
+    flags = ["generate", talkative, "--prompts", tmp_path / "sentences.txt", "--device", "cpu", "--json"]
+    for most, beam in ((1, 3), (4, 3), (9, 1), (None, 4)):
+        words = ["--greedy"] if beam == 1 else ["--beam", beam]
+        words += [] if most is None else ["--max_new_tokens", most]
+        rows = [json.loads(line) for line in cli(*flags, *words)[1].splitlines()]
+        extras = [50 if most is None else most - len(source) for source in sources]
+        found = [translate(model, [s], end, end, beam, extra=n)[0] for s, n in zip(sources, extras, strict=True)]
+        assert [row["tokens"] for row in rows] == found
+        assert [row["ended"] for row in rows] == [len(tokens) < (most or 24) for tokens in found]
+        assert max(map(len, found)) == (most or 24)
+        assert rows[0]["settings"] == {"beam": beam, "alpha": 0.6, "max_new_tokens": most}
+
+
+@pytest.mark.parametrize("bad", ["no blank", "der [MASK] " * 20])
+def test_a_bad_line_of_texts_with_blanks_is_named_before_any_is_filled(bad, trained, tmp_path, cli):
+    path = tmp_path / "prompts.txt"
+    path.write_text(f"der [MASK]\n\n{bad}\nder [MASK]\n")
+    code, out, err = cli("generate", trained("bert"), "--prompts", path, "--device", "cpu")
+    assert (code, out) == (3, "")
+    assert err.startswith(f"error: {path}, line 3: has ")
+    assert err.count("\n") == 1
+
+
+def test_a_sentence_that_is_too_long_is_named_by_its_line(talkative, tmp_path, cli):
+    path = tmp_path / "sentences.txt"
+    path.write_text(f"der hund\n\n{'der hund ' * 30}\n")
+    code, out, err = cli("generate", talkative, "--prompts", path, "--device", "cpu")
+    assert (code, out) == (3, "")
+    assert err.startswith(f"error: {path}, line 3: has ")
+    assert "positions for 24" in err
 
 
 def test_the_nets_of_1986_are_no_language_models(tmp_path, cli):

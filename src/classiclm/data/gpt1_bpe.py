@@ -218,3 +218,9 @@ class GPT1BPE(LibraryTokenizer):
     def published_gpt1(cls) -> "GPT1BPE":
         """The 40,478 tokens of GPT-1, from OpenAI's two files."""
         return cls(_with_rules(published_bpe(GPT1_FILES, "GPT-1's", **_OPTIONS)))
+
+    @property
+    def beginning(self) -> list[int]:
+        """The line break between two lines; `encode` has none for a line break at an end of its text."""
+        line_break = self._tokenizer.token_to_id("\n" + _WORD_END)
+        return [] if line_break is None else [line_break]

@@ -37,6 +37,14 @@ class Tokenizer(ABC):
         return np.asarray(self.encode(text), dtype=self.dtype)
 
     @property
+    def beginning(self) -> list[int]:
+        """What a text of its own begins behind: the end of the document before, or else a line break.
+
+        Empty if the vocabulary has neither.
+        """
+        return self.encode("\n") if self.end_of_text is None else [self.end_of_text]
+
+    @property
     def dtype(self) -> type:
         """uint16 as long as it fits (Megatron's rule), else int32."""
         return np.uint16 if self.vocab_size < 65_500 else np.int32

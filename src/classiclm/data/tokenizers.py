@@ -61,6 +61,10 @@ class CharTokenizer(Tokenizer):
                 BAD_INPUT,
             ) from e
 
+    @property
+    def beginning(self) -> list[int]:
+        return [self._ids["\n"]] if "\n" in self._ids else []
+
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(self.characters[i] for i in ids)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from classiclm.data.tokenizers import Tokenizer
 from classiclm.generate.sample import Sampling, check_tokens, stream
-from classiclm.generate.text import pieces
+from classiclm.generate.text import in_front, pieces
 from classiclm.nn.base import LanguageModel
 
 
@@ -50,5 +50,6 @@ def complete(
         if all(completion.ended for completion in completions):
             break
     for completion, prompt in zip(completions, prompts, strict=True):
-        completion.text = "".join(pieces(completion.tokens, tokenizer.decode, stop, before=prompt))
+        before = in_front(prompt, tokenizer.beginning)
+        completion.text = "".join(pieces(completion.tokens, tokenizer.decode, stop, before=before))
     return completions

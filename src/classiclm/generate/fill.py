@@ -13,9 +13,10 @@ MASK, SEPARATOR = "[MASK]", "[SEP]"
 
 @dataclass(frozen=True)
 class Filled:
-    """A text with its blanks filled by the likeliest tokens; and, for each blank, the likeliest with probabilities."""
+    """A text with its blanks filled by the likeliest tokens; its tokens; each blank's likeliest with probabilities."""
 
     text: str
+    tokens: list[int]
     candidates: list[list[tuple[str, float]]]
 
 
@@ -42,17 +43,22 @@ def encode_with_masks(text: str, tokenizer: WordPiece, n_ctx: int) -> tuple[list
 
 @torch.inference_mode()
 def fill(model: BERT, tokenizer: WordPiece, text: str, top: int = 5) -> Filled:
-    """The likeliest tokens for each [MASK] of a text, each blank by itself. Raises Error as `encode_with_masks`."""
+    """The likeliest tokens for each [MASK] of a text, each blank by itself. Raises Error as `encode_with_masks`.
+
+    No blank is filled with a special token, [UNK] among them: none of these is a text. The probabilities are the
+    model's own, over all tokens.
+    """
     model.eval()
     tokens, segments = encode_with_masks(text, tokenizer, model.config.n_ctx)
     read = torch.tensor([tokens, segments], device=model.device)[:, None]  # (2, 1, T)
     places = (read[0] == tokenizer.mask).nonzero()[:, 1][None]  # (1, P)
     probabilities = model(read[0], read[1], places=places).mlm[0].float().softmax(dim=-1)  # (P, V)
-    best = probabilities.topk(min(top, probabilities.shape[1]), dim=-1)  # (P, top)
+    special = [tokenizer.pad, tokenizer.unk, tokenizer.cls, tokenizer.sep, tokenizer.mask]
+    probabilities[:, special] = -1.0  # below every other
+    best = probabilities.topk(min(top, probabilities.shape[1] - len(special)), dim=-1)  # (P, top)
     rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     candidates = [[(tokenizer.decode([i]), p) for i, p in zip(ids, values, strict=True)] for ids, values in rows]
-    filled = list(tokens)
-    for place, ids in zip(places[0].tolist(), best.indices.tolist(), strict=True):
-        filled[place] = ids[0]
-    visible = [token for token in filled if token not in (tokenizer.cls, tokenizer.sep)]
-    return Filled(tokenizer.decode(visible), candidates)
+    likeliest = iter(best.indices[:, 0].tolist())
+    frame = (tokenizer.cls, tokenizer.sep)
+    filled = [next(likeliest) if token == tokenizer.mask else token for token in tokens if token not in frame]
+    return Filled(tokenizer.decode(filled), filled, candidates)

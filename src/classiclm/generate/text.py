@@ -37,6 +37,11 @@ def pieces(
     yield rest.partition(stop)[0] if stop else rest
 
 
+def in_front(prompt: Sequence[int], beginning: Sequence[int]) -> Sequence[int]:
+    """The tokens of what is shown in front of a continuation: nothing, if it goes on from the beginning of a text."""
+    return [] if list(prompt) == list(beginning) else prompt
+
+
 def _behind(context: Sequence[int], tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> str:
     """The text that the tokens add to that of the context."""
     if not tokens:
