@@ -444,3 +444,34 @@ def test_settings_that_cannot_be_are_told(family, flags, word, corpora, tmp_path
     code, _, err = cli(*command(family, corpora, tmp_path), *flags)
     assert code == 2
     assert word in err
+
+
+def test_a_translator_is_measured_on_another_folder_in_its_own_direction(trained, corpora, tmp_path, cli):
+    """Neither --data nor an import may forget which way a model translates."""
+    run, pairs = trained("transformer2017"), corpora / "pairs"
+    whole = json.loads(cli("evaluate", run, "--beam", 1, "--device", "cpu", "--json")[1])[0]
+    again = json.loads(cli("evaluate", run, "--data", pairs, "--beam", 1, "--device", "cpu", "--json")[1])[0]
+    assert again == whole
+    other_way = ("--data.source", "en", "--data.target", "de")
+    turned = json.loads(cli("evaluate", run, *other_way, "--beam", 1, "--device", "cpu", "--json")[1])[0]
+    assert turned["loss"] != whole["loss"]
+    assert cli("export", run, "--to", "hf", "--out", tmp_path / "hf")[0] == 0
+    assert cli("import", tmp_path / "hf", "--out", tmp_path / "run")[0] == 0
+    code, _, err = cli("evaluate", tmp_path / "run", "--device", "cpu")
+    assert code == 3
+    assert "--data" in err
+    there = ("--data", pairs, "--data.source", "de", "--data.target", "en", "--beam", 1, "--device", "cpu", "--json")
+    imported = json.loads(cli("evaluate", tmp_path / "run", *there)[1])[0]
+    assert imported["loss"] == pytest.approx(whole["loss"], rel=1e-3)  # the norms' epsilon is Marian's now
+
+
+def test_languages_are_refused_where_nothing_is_translated(corpora, tmp_path, cli):
+    code, _, err = cli(*command("gpt2", corpora, tmp_path), "--data.source", "de")
+    assert code == 2
+    assert "sentence pairs" in err
+
+
+def test_a_second_separator_in_a_prompt_is_told(trained, cli):
+    code, _, err = cli("generate", trained("bert"), "--prompt", "der [MASK] [SEP] und [SEP] das", "--device", "cpu")
+    assert code == 2
+    assert "more than one [SEP]" in err

@@ -322,3 +322,18 @@ def test_a_tokenizer_without_an_end_token_is_a_usage_error(folder):
     assert code == USAGE
     assert "no end-of-text token" in message
     assert "bpe-8000" in message
+
+
+def test_a_validation_file_of_another_name_is_told_and_not_passed_over(tmp_path):
+    for name in ("train.de", "train.en", "valid.de", "valid.en"):
+        (tmp_path / name).write_text("eins\nzwei\n")
+    with pytest.raises(Error) as caught:
+        read_pairs(Data(str(tmp_path), source="de", target="en"))
+    assert caught.value.code == 3
+    assert "rename it to val" in str(caught.value)
+
+
+def test_a_folder_of_texts_may_have_any_names(tmp_path):
+    for name in ("dev.txt", "valid.md", "train.txt"):
+        (tmp_path / name).write_text("eins\nzwei\n")
+    assert len(read_documents(Data(str(tmp_path)))) == 3

@@ -54,7 +54,8 @@ class PaperAdam(Optimizer):
         p <- p - rate (m / (sqrt(v) + eps) + weight_decay p)
 
     m and v are the running means of the gradient and its square. corrected=False (BERT): rate = lr, and m and v keep
-    their bias towards 0, so that the first updates are large: 0.1 / sqrt(0.001) = 3.2 times a corrected one's.
+    their bias towards 0, so that the first updates are large: with betas of 0.9 and 0.999, 3.2 times a corrected one's
+    at first, 0.1 / sqrt(0.001), and 6.6 times at the twelfth.
     corrected=True (GPT-1): rate = lr sqrt(1 - beta2^t) / (1 - beta1^t), which the decay is multiplied by too.
     """
 

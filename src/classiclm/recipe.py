@@ -5,7 +5,9 @@ pairs, or translation. That is all that the training commands need to know of a 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from classiclm.config import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Rate, Share
 
@@ -55,7 +57,7 @@ class MaskedRecipe(Recipe):
     task: ClassVar[str] = "masked"
     masking: Literal["static", "dynamic"] = "static"  # static: n_sets times, then repeated; dynamic: anew in each epoch
     n_sets: Positive = 10  # how many differently cut and masked copies of the text static masking makes
-    mask_share: Share = 0.15  # of the tokens are to be predicted
+    mask_share: Annotated[Share, Field(gt=0)] = 0.15  # of the tokens are to be predicted
     mask_token: Share = 0.8  # of those become [MASK]
     mask_random: Share = 0.1  # of those become a random token; the rest stay as they are
     short_share: Share = 0.1  # of the sequences are cut to a random shorter length

@@ -10,7 +10,16 @@ from typing import Annotated, Any, Literal, cast
 from classiclm import registry
 from classiclm.commands.tables import show, table
 from classiclm.commands.tasks import KINDS
-from classiclm.config import NonNegativeFloat, Positional, Positive, load_yaml, parse_flags, validate
+from classiclm.config import (
+    NonNegativeFloat,
+    Positional,
+    Positive,
+    fields_of,
+    load_yaml,
+    merge,
+    parse_flags,
+    validate,
+)
 from classiclm.data.batches import evaluation_batches
 from classiclm.data.corpora import Data
 from classiclm.data.masked import masked_evaluation_batches, unigram_entropy
@@ -48,7 +57,7 @@ class EvaluateFlags:
     """
 
     runs: Annotated[tuple[str, ...], Positional] = ()  # folders of runs
-    data: str | None = None  # named corpus, text file or folder; default: what the run was trained on
+    data: Data = Data()  # named corpus, text file or folder; default: what the run was trained on, and how
     split: str = "val"  # which part: train, val; or a test set of a pair corpus, as in test_2016_flickr
     checkpoint: str = "last"  # last, best, a saved step, or mean-5 for the mean of the last five
     beam: Positive = 4  # of translations; 1 = greedy
@@ -59,10 +68,11 @@ class EvaluateFlags:
 
 def main(argv: Sequence[str], prog: str) -> int:
     """One row per run, one table per kind of model."""
-    flags = validate(EvaluateFlags, parse_flags(EvaluateFlags, argv, prog), "the command line")
+    given = parse_flags(EvaluateFlags, argv, prog, shown={"data": dict.fromkeys(fields_of(Data), "")})
+    flags = validate(EvaluateFlags, given, "the command line")
     if not flags.runs:
         raise Error("RUN", "is missing", f"name the folders of one or more runs, as in {prog} runs/a runs/b")
-    rows = [measure_run(run, flags) for run in flags.runs]
+    rows = [measure_run(run, flags, given.get("data", {})) for run in flags.runs]
     if flags.json:
         print(json.dumps(rows, indent=1))
         return 0
@@ -82,11 +92,10 @@ def _print_table(task: str, rows: list[dict[str, Any]]) -> None:
             print(f"{row['run']}: BLEU of beam {row['beam']}, alpha {row['alpha']}: {row['bleu_signature']}")
 
 
-def measure_run(run: str, flags: EvaluateFlags) -> dict[str, Any]:
-    """The measures of one run, and what they are of."""
+def measure_run(run: str, flags: EvaluateFlags, given: dict[str, Any]) -> dict[str, Any]:
+    """The measures of one run, and what they are of; `given` is what the flags say of the data."""
     loaded = registry.open_run(run, flags.checkpoint, machine.look(flags.device).device)
-    data_config = Data(flags.data) if flags.data else _data_of(Path(run))
-    data = KINDS[loaded.task].prepare(data_config, loaded.tokenizer)
+    data = KINDS[loaded.task].prepare(_data_of(Path(run), given), loaded.tokenizer)
     split = data.split(flags.split)
     measures = _MEASURES[loaded.task](loaded, data, split, flags)
     return {
@@ -142,9 +151,12 @@ def _pairs(loaded: registry.Loaded, data: PairData, split: Pairs, flags: Evaluat
 _MEASURES: dict[str, Callable[..., dict[str, Any]]] = {"causal": _causal, "masked": _masked, "pairs": _pairs}
 
 
-def _data_of(run: Path) -> Data:
+def _data_of(run: Path, given: dict[str, Any]) -> Data:
+    """What the run was trained on, but for what the flags say: another text is read and split in the same way, and
+    translated in the same direction. Raises Error (exit 3) if neither names a text."""
     path = run / "config.yaml"
-    tree = load_yaml(path).get("data") if path.is_file() else None  # an imported model was trained elsewhere
-    if tree is None:
-        raise Error(path, "does not say which text the run was trained on", "name it with --data", BAD_INPUT)
-    return validate(Data, tree, path)
+    own = load_yaml(path).get("data") if path.is_file() else None  # an imported model was trained elsewhere
+    if own is None and "name" not in given:
+        raise Error(run, "does not say which text it was trained on", "name one with --data", BAD_INPUT)
+    own = {"name": own} if isinstance(own, str) else own or {}
+    return validate(Data, merge(own, given), path)

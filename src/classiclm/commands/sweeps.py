@@ -346,7 +346,8 @@ def show(results: dict[str, Any], config: SweepsConfig) -> None:
         lines.append(f"held out: {s['held_out_right']:.1f} of {s['held_out']} right on average{beside}")
     if "ratios" in s:
         kinds = ", ".join(f"{kind} in {count}" for kind, count in [*s["ratios"].items()][:3])
-        lines.append(f"1:2:4 within 10 %, signs opposite: {s['textbook']} of {s['solved']} (commonest: {kinds or '-'})")
+        shares = f" (commonest: {kinds})" if kinds else ""
+        lines.append(f"1:2:4 within 10 %, signs opposite: {s['textbook']} of {s['solved']}{shares}")
     tables.console().print("\n".join(lines))
 
 

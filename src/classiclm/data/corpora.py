@@ -48,7 +48,9 @@ PLAYS_SEED = 1
 NAMES = ("multi30k", "plays", "shakespeare")
 _TEXT_ENDINGS = (".txt", ".md")
 # train.de, val.en.gz, test_2016_flickr.pt-br: a split, a language of two or three letters, maybe a region.
-_PAIR_FILE = re.compile(r"(train|val|test.*)\.(?!txt|md|gz)([A-Za-z]{2,3}(?:[-_]\w+)?)(\.gz)?")
+_LANGUAGE = r"\.(?!txt|md|gz)([A-Za-z]{2,3}(?:[-_]\w+)?)(\.gz)?"
+_PAIR_FILE = re.compile(rf"(train|val|test.*){_LANGUAGE}")
+_OTHER_SPLIT = re.compile(rf"(valid\w*|dev\w*){_LANGUAGE}")  # what others call val
 
 _Files = dict[str, dict[str, Path]]  # split -> language -> file
 
@@ -86,6 +88,8 @@ def read_documents(data: Data) -> list[str]:
     if data.name == "multi30k" or (is_path(data.name) and _pair_files(Path(data.name))):
         fix = "train transformer2017-multi30k on it, or name a text"
         raise Error(data.name, "is a corpus of sentence pairs", fix, BAD_INPUT)
+    if data.source or data.target:
+        raise Error("data.source, data.target", "are for a corpus of sentence pairs", "leave them out", USAGE)
     if not is_path(data.name):
         raise _unknown(data.name)
     return _read_path(Path(data.name), data.errors)
@@ -149,8 +153,14 @@ def _files_of(data: Data) -> _Files:
 
 def _pair_files(folder: Path) -> _Files:
     """The files of a pair corpus; none if no split is there in two languages."""
-    files = _by_split(sorted(path for path in folder.glob("*") if path.is_file())) if folder.is_dir() else {}
-    return files if any(len(sides) > 1 for sides in files.values()) else {}
+    paths = sorted(path for path in folder.glob("*") if path.is_file()) if folder.is_dir() else []
+    files = _by_split(paths)
+    if not any(len(sides) > 1 for sides in files.values()):
+        return {}
+    for path in paths:
+        if _OTHER_SPLIT.fullmatch(path.name):
+            raise Error(path, "belongs to no split", "rename it to val, train or test", BAD_INPUT)
+    return files
 
 
 def _by_split(paths: Sequence[Path]) -> _Files:

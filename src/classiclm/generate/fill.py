@@ -29,6 +29,8 @@ def encode_with_masks(text: str, tokenizer: WordPiece, n_ctx: int) -> tuple[list
         raise Error(
             "--prompt", f"has no {MASK}", f"write {MASK} where a token is to be found, as in 'to {MASK} or not'"
         )
+    if text.count(SEPARATOR) > 1:
+        raise Error("--prompt", f"has more than one {SEPARATOR}", "write at most two segments, with one between them")
     tokens, segments = [tokenizer.cls], [0]
     for segment, part in enumerate(text.split(SEPARATOR, 1)):
         for i, between in enumerate(part.split(MASK)):
