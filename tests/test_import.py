@@ -15,8 +15,8 @@ import torch
 
 import classiclm
 from classiclm.commands import import_
-from classiclm.convert import openai_npy
-from classiclm.data.tokenizers import GPT1BPE, ByteBPE, WordPiece
+from classiclm.convert import openai_npy, vocabularies
+from classiclm.data.tokenizers import GPT1BPE, ByteBPE, CharTokenizer, WordPiece
 from classiclm.errors import Error
 from classiclm.models import gpt1
 
@@ -251,6 +251,173 @@ def test_a_folder_without_a_tokenizer_needs_the_flag_and_one_that_does_not_fit_i
         code, line = take(folder, "--tokenizer", other)
         assert code == expected, line
         assert code == 0 or "rows for 290" in line
+
+
+@pytest.fixture
+def vocabulary_file(tmp_path):
+    """vocabulary_file(tokenizer, **changes) -> the path of its tokenizer.json; a dict changes a part of its tree."""
+
+    def write(tokenizer, **changes):
+        tree = json.loads(tokenizer.to_json())
+        for key, value in changes.items():
+            tree[key] = tree[key] | value if isinstance(tree[key], dict) and key == "model" else value
+        path = tmp_path / "vocabulary.json"
+        path.write_text(json.dumps(tree))
+        return path
+
+    return write
+
+
+def their_bert(**sizes):
+    config = transformers.BertConfig(
+        num_hidden_layers=1, hidden_size=24, num_attention_heads=3, intermediate_size=50, max_position_embeddings=40,
+        vocab_size=290, **sizes,
+    )  # fmt: skip
+    return transformers.BertForPreTraining(config)
+
+
+def their_marian(**changes):
+    sizes = {
+        "encoder_layers": 1, "decoder_layers": 1, "d_model": 24, "encoder_attention_heads": 3,
+        "decoder_attention_heads": 3, "encoder_ffn_dim": 50, "decoder_ffn_dim": 50, "max_position_embeddings": 40,
+        "vocab_size": 290, "pad_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 0,
+        "forced_eos_token_id": None, "scale_embedding": True, "activation_function": "relu",
+    }  # fmt: skip
+    return transformers.MarianMTModel(transformers.MarianConfig(**sizes | changes))
+
+
+def test_a_tokenizer_of_another_kind_than_the_family_needs_is_refused(take, tmp_path, vocabulary_file):
+    """All are of 290 tokens, as the weights."""
+    pieces = WordPiece.from_vocabulary(
+        [*(f"[{n}]" for n in ("PAD", "UNK", "CLS", "SEP", "MASK")), *map(chr, range(64, 349))]
+    )
+    characters = CharTokenizer([chr(64 + i) for i in range(290)])
+    models = {"bert": their_bert(), "marian": their_marian(), "gpt2": their_gpt2()}
+    for name, wrong, why in (
+        ("bert", BPE, "is no WordPiece"), ("bert", characters, "is no WordPiece"),
+        ("marian", pieces, "<|endoftext|>"), ("marian", characters, "<|endoftext|>"),
+        ("gpt2", pieces, "which is BERT's"),
+    ):  # fmt: skip
+        assert wrong.vocab_size == 290
+        models[name].save_pretrained(tmp_path / name)
+        code, line = take(tmp_path / name, "--tokenizer", vocabulary_file(wrong))
+        assert code == 3, (name, wrong)
+        assert why in line
+        (tmp_path / name / "tokenizer.json").write_text(wrong.to_json())
+        assert take(tmp_path / name)[0] == 3
+    assert take(tmp_path / "gpt2", "--tokenizer", vocabulary_file(characters))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"normalizer": {"type": "NFC"}}, "normalizer"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}}, "add_prefix_space"),
+        ({"model": {"continuing_subword_prefix": "##"}}, "continuing_subword_prefix"),
+        ({"model": {"ignore_merges": True}}, "ignore_merges"),
+        ({"model": {"merges": ["a b c"]}}, "is no pair"),
+        ({"model": {"merges": ["a nothing"]}}, ""),
+    ],
+    ids=str,
+)
+def test_a_tokenizer_that_is_named_is_checked_as_one_in_the_folder(change, why, saved, take, vocabulary_file):
+    folder, _ = saved
+    path = vocabulary_file(BPE, **change)
+    code, line = take(folder, "--tokenizer", path)
+    assert code == 3
+    assert line.startswith(f"{path}: is no tokenizer of ours (")
+    assert why in line
+    assert line.count("Fix:") == 1
+
+
+def test_a_bpe_of_words_needs_unk_and_no_bytes(take, tmp_path, vocabulary_file):
+    their_gpt1(3).save_pretrained(tmp_path / "hf")
+    tree = json.loads(GPT1_BPE.to_json())
+    without = {("!" if token == "<unk>" else token): i for token, i in tree["model"]["vocab"].items()}
+    clip = {"type": "Sequence", "pretokenizers": [{"type": "Split"}, {"type": "ByteLevel"}]}
+    for change, why in (
+        ({"model": {"vocab": without, "unk_token": None}}, "no <unk>"),
+        ({"pre_tokenizer": clip}, "on bytes"),
+        ({"model": {"end_of_word_suffix": "@@"}}, "'@@'"),
+        ({"model": {"fuse_unk": True}}, "fuse_unk"),
+    ):
+        code, line = take(tmp_path / "hf", "--tokenizer", vocabulary_file(GPT1_BPE, **change))
+        assert code == 3, change
+        assert why in line
+    assert take(tmp_path / "hf", "--tokenizer", vocabulary_file(GPT1_BPE))[0] == 0
+
+
+def test_a_wordpiece_with_other_rules_than_berts_is_refused_and_the_rule_named(take, tmp_path):
+    fast = transformers.BertTokenizer(vocab=vocabulary_of(PIECES)[0])
+    fast.save_pretrained(tmp_path / "hf")
+    path = tmp_path / "hf" / "tokenizer.json"
+    theirs = json.loads(path.read_text())
+    several = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Lowercase"}]}
+    for tree, change, why in (
+        (theirs, {"pre_tokenizer": {"type": "WhitespaceSplit"}}, "WhitespaceSplit"),
+        (theirs, {"pre_tokenizer": None}, "pre-tokenizer (none)"),
+        (theirs, {"model": theirs["model"] | {"continuing_subword_prefix": "@@"}}, "'@@'"),
+        (theirs, {"model": theirs["model"] | {"unk_token": "[CLS]"}}, "unk_token"),
+        (theirs, {"normalizer": several}, "NFKC"),
+        (theirs, {"normalizer": None}, "normalizer (none)"),
+        (theirs, {"normalizer": theirs["normalizer"] | {"clean_text": False}}, "clean_text"),
+        (theirs, {"normalizer": theirs["normalizer"] | {"strip_accents": False}}, "accents"),
+        (json.loads(PIECES.to_json()), {"pre_tokenizer": {"type": "BertPreTokenizer"}}, "normalizer"),
+    ):
+        path.write_text(json.dumps(tree | change))
+        with pytest.raises(Error) as caught:
+            vocabularies.read(tmp_path / "hf")
+        assert caught.value.code == 3
+        assert why in str(caught.value)
+    cased = WordPiece.from_vocabulary(list(vocabulary_of(PIECES)[0]), lowercase=False)
+    for tokenizer in (PIECES, cased):
+        path.write_text(tokenizer.to_json())
+        assert vocabularies.read(tmp_path / "hf").fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.parametrize(("value", "code"), [("false", 3), (0, 3), (None, 3), (False, None), (True, None)])
+def test_do_lower_case_is_true_or_false(value, code, tmp_path):
+    vocabulary = vocabulary_of(PIECES)[0]
+    (tmp_path / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.__getitem__)) + "\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": value}))
+    if code is None:
+        assert (vocabularies.read(tmp_path).unk in vocabularies.read(tmp_path).encode("THE")) is not value
+        return
+    with pytest.raises(Error, match="do_lower_case") as caught:
+        vocabularies.read(tmp_path)
+    assert caught.value.code == code
+
+
+def test_a_vocabulary_without_its_merges_and_one_without_special_tokens_are_told_in_words(saved, take):
+    folder, _ = saved
+    (folder / "tokenizer.json").write_text('{"model": null}')
+    lines = [take(folder)]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text("{}")
+    lines.append(take(folder))
+    (folder / "vocab.json").unlink()
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n")
+    lines.append(take(folder))
+    for (code, line), words in zip(
+        lines, ("of another type", "merges.txt beside it is missing", "lacks [CLS]"), strict=True
+    ):
+        assert code == 3
+        assert words in line
+        assert line.count("Fix:") == 1
+        assert not any(raw in line for raw in ("Errno", "NoneType", "subscript"))
+
+
+def test_an_empty_path_is_a_usage_error_and_nothing_is_written(saved, take, tmp_path, monkeypatch):
+    folder, _ = saved
+    monkeypatch.chdir(folder)
+    before = sorted(folder.iterdir())
+    for arguments in (["", "--out", str(tmp_path / "run")], [str(folder), "--out", ""]):
+        with pytest.raises(Error) as caught:
+            import_.main(arguments, "classiclm import")
+        assert caught.value.code == 2
+    assert take(folder, "--tokenizer", "")[0] == 2
+    assert sorted(folder.iterdir()) == before
+    assert not (tmp_path / "run").exists()
 
 
 # OpenAI's files
@@ -499,6 +666,63 @@ def test_a_config_that_ours_cannot_follow_is_bad_input(change, saved, take):
     tree = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(tree | change))
     assert take(folder)[0] == 3
+
+
+@pytest.mark.parametrize("size", [10**18, 2**62, 2**63 - 1])
+def test_sizes_beyond_any_tensor_are_bad_input(size, take, tmp_path):
+    release = tmp_path / "release"
+    models = {"gpt1": their_gpt1(3), "gpt2": their_gpt2(), "bert": their_bert(), "marian": their_marian()}
+    positions = {"gpt1": "n_positions", "gpt2": "n_positions"}
+    for name, model in models.items():
+        model.save_pretrained(release)
+        tree = json.loads((release / "config.json").read_text())
+        for key in (positions.get(name, "max_position_embeddings"), "vocab_size"):
+            changed = json.dumps(tree | {key: size, "decoder_vocab_size": None})
+            (release / "config.json").write_text(changed)
+            code, line = take(release)
+            assert code == 3, (name, key)
+            assert line.count("Fix:") == 1
+        shutil.rmtree(release)
+
+
+def test_the_tanh_form_of_gelu_may_have_its_other_name(saved, take, tmp_path):
+    folder, _ = saved
+    tree = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(tree | {"activation_function": "gelu_pytorch_tanh"}))
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+    assert take(folder)[0] == 0
+    equal_logits(tmp_path / "run", theirs, TOKENS)
+
+
+def test_of_several_dropouts_the_residual_one_is_taken_and_the_others_are_named(saved, take, tmp_path):
+    folder, theirs = saved
+    tree = json.loads((folder / "config.json").read_text())
+    changes = {"resid_pdrop": 0.3, "attn_pdrop": 0.2, "embd_pdrop": 0.3}
+    (folder / "config.json").write_text(json.dumps(tree | changes))
+    code, line = take(folder)
+    assert code == 0
+    assert "attn_pdrop is 0.2, here 0.3" in line
+    assert "embd" not in line
+    equal_logits(tmp_path / "run", theirs, TOKENS)
+    assert classiclm.load(tmp_path / "run")[0].config.dropout == 0.3
+    shutil.rmtree(tmp_path / "run")
+    their_marian(dropout=0.2, attention_dropout=0.1).save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer.json").write_text(BPE.to_json())
+    code, line = take(tmp_path / "hf")
+    assert code == 0
+    assert "attention_dropout is 0.1, here 0.0" in line
+    assert "training only" in line
+
+
+def test_a_missing_file_of_several_is_said_to_be_missing(saved, take):
+    folder, theirs = saved
+    (folder / "model.safetensors").unlink()
+    theirs.save_pretrained(folder, max_shard_size="20KB")
+    absent = sorted(folder.glob("*.safetensors"))[1]
+    absent.unlink()
+    code, line = take(folder)
+    assert code == 3
+    assert line.startswith(f"{absent}: is missing.")
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"null", b"{", b"\xff", b"[" * 200_000])

@@ -326,7 +326,7 @@ def test_a_run_gives_the_tokenizer_of_its_newest_checkpoint(tmp_path):
 
 def test_a_path_that_does_not_exist_is_an_error_that_suggests_the_nearest(tmp_path):
     (tmp_path / "first-run").mkdir()
-    for name, near in (("frist-run", "first-run"), ("first-run", None), ("nothing/at/all", None)):
+    for name, near in (("frist-run", "first-run"), ("nothing/at/all", None)):
         path = tmp_path / name
         with pytest.raises(Error, match="does not exist") as caught:
             load_tokenizer(str(path))
@@ -334,6 +334,94 @@ def test_a_path_that_does_not_exist_is_an_error_that_suggests_the_nearest(tmp_pa
         assert str(caught.value).startswith(f"{path}:")
         assert "\n" not in str(caught.value)
         assert (f"did you mean {str(tmp_path / near)!r}" if near else "Fix: name a tokenizer.json") in str(caught.value)
+
+
+def test_a_folder_without_a_tokenizer_is_said_to_have_none(tmp_path):
+    with pytest.raises(Error, match=r"has no tokenizer\.json") as caught:
+        load_tokenizer(str(tmp_path))
+    assert caught.value.code == BAD_INPUT
+    assert str(caught.value).startswith(f"{tmp_path}:")
+
+
+@pytest.mark.parametrize("name", ["char", "bpe-512", "wordpiece-2048", "gtp2", ""])
+def test_where_nothing_can_be_learnt_only_published_names_and_paths_are_offered(name):
+    with pytest.raises(Error) as caught:
+        load_tokenizer(name)
+    assert caught.value.code == USAGE
+    why, fix = str(caught.value).split(" Fix: ")
+    assert ("is learnt from a text" in why) is (name in ("char", "bpe-512", "wordpiece-2048"))
+    assert not any(learnt in fix for learnt in ("char", "bpe-", "wordpiece"))
+    assert "gpt2" in fix
+    assert "path" in fix
+
+
+@pytest.mark.parametrize("name", ["char", "bpe-300", "gpt1-bpe-90", "wordpiece-90"])
+def test_a_text_with_half_a_character_teaches_nothing(name):
+    with pytest.raises(Error, match="not Unicode") as caught:
+        make_tokenizer(name, "some \ud800 text")
+    assert caught.value.code == BAD_INPUT
+
+
+@pytest.mark.parametrize("digits", ["\u0663\u0660\u0660", "\uff13\uff10\uff10", "\u00b3"])
+def test_a_size_is_spelt_in_ascii_digits(digits):
+    with pytest.raises(Error) as caught:
+        make_tokenizer(f"bpe-{digits}", TEXT)
+    assert caught.value.code == USAGE
+
+
+def test_a_file_over_which_the_library_breaks_down_is_bad_input(tmp_path):
+    tree = json.loads(ByteBPE.train("low lower lowest " * 9, 270).to_json())
+    tree["model"]["continuing_subword_prefix"] = "##"
+    with pytest.raises(Error, match="continuing_subword_prefix") as caught:
+        from_json(json.dumps(tree), tmp_path)
+    assert caught.value.code == BAD_INPUT
+
+
+def test_a_panic_of_the_library_is_bad_input_and_other_exits_are_not(monkeypatch):
+    class PanicException(BaseException):
+        """What pyo3 raises."""
+
+    def raising(exception):
+        def from_str(text):
+            raise exception
+
+        return type("Library", (), {"from_str": staticmethod(from_str)})
+
+    text = ByteBPE.train("low lower", 260).to_json()
+    monkeypatch.setattr(tokenizers, "Tokenizer", raising(PanicException("slice index")))
+    with pytest.raises(Error, match="breaks down") as caught:
+        from_json(text, "x")
+    assert caught.value.code == BAD_INPUT
+    monkeypatch.setattr(tokenizers, "Tokenizer", raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        from_json(text, "x")
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ({"model": None}, "of another type"),
+        ({"version": "1.0"}, "lacks 'model'"),
+        ({"model": {"type": "WordLevel", "vocab": {"cat": 0}}}, "words, not characters"),
+        ({"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 2}}}, "0, 1, 2"),
+        ({"model": {"type": "WordLevel", "vocab": {"\ud800": 0}}}, "UTF-8"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_in_words_and_once(tree, words):
+    with pytest.raises(Error) as caught:
+        from_json(json.dumps(tree), "x")
+    assert caught.value.code == BAD_INPUT
+    assert words in str(caught.value)
+    assert str(caught.value).count("Fix:") == 1
+
+
+def test_a_wordpiece_without_its_special_tokens_is_told_with_one_remedy():
+    tree = json.loads(WordPiece.train(TEXT, 200).to_json())
+    tree["model"]["vocab"]["[mask]"] = tree["model"]["vocab"].pop("[MASK]")
+    tree["added_tokens"] = [token for token in tree["added_tokens"] if token["content"] != "[MASK]"]
+    with pytest.raises(Error, match=r"lacks \[MASK\]") as caught:
+        from_json(json.dumps(tree), "x")
+    assert str(caught.value).count("Fix:") == 1
 
 
 def test_ids_are_stored_in_the_smallest_type_that_holds_them():

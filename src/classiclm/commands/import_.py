@@ -13,7 +13,7 @@ from classiclm import registry
 from classiclm.config import Positional, parse_flags, validate
 from classiclm.convert import folders, vocabularies
 from classiclm.convert.folders import Foreign
-from classiclm.data.tokenizers import Tokenizer, load_tokenizer
+from classiclm.data.tokenizers import Tokenizer, file_of, load_tokenizer
 from classiclm.errors import BAD_INPUT, Error
 from classiclm.files import is_path, make_folder, publish_folder
 from classiclm.train import checkpoint
@@ -35,7 +35,7 @@ class ImportFlags:
 def main(argv: Sequence[str], prog: str) -> int:
     """Read, check, publish as the checkpoint of step 0."""
     flags: ImportFlags = validate(ImportFlags, parse_flags(ImportFlags, argv, prog), "the command line")
-    if flags.source is None or flags.out is None:
+    if not flags.source or not flags.out:  # "" would be the folder one stands in
         raise Error(prog, "needs a folder to read and one to make", f"use {prog} hf/a --out runs/a")
     source, run = Path(flags.source), Path(flags.out)
     _check_out(run)
@@ -43,6 +43,8 @@ def main(argv: Sequence[str], prog: str) -> int:
     tokenizer = _tokenizer(source if source.is_dir() else source.parent, flags.tokenizer, foreign)
     name = preset_of(foreign)
     folder = _publish(run, foreign, tokenizer, name)
+    if foreign.notes:
+        say(f"training only: {', '.join(foreign.notes)}")
     count = sum(weight.numel() for weight in foreign.weights.values())
     kept = "" if foreign.dtypes == ("float32",) else f", kept as {' and '.join(foreign.dtypes)} and now in fp32"
     say(f"{source} is now {folder} ({foreign.family}, {name}): {count:,} parameters{kept}")
@@ -67,21 +69,25 @@ def _check_out(run: Path) -> None:
 
 def _tokenizer(folder: Path, asked: str | None, foreign: Foreign) -> Tokenizer:
     """The one asked for, else the folder's. Raises Error (exit 3) if there is none, or it does not fit the weights."""
-    tokenizer = _named(asked) if asked else vocabularies.read(folder)
+    tokenizer = vocabularies.read(folder) if asked is None else _named(asked)
     if tokenizer is None:
         why = "has no tokenizer.json, vocab.txt, or vocab.json with merges.txt"
         raise Error(folder, why, "name the tokenizer with --tokenizer", BAD_INPUT)
+    source = asked or f"the tokenizer in {folder}"
+    vocabularies.check_kind(tokenizer, foreign.family, source)
     if tokenizer.vocab_size != foreign.config.vocab_size:
         why = f"has {tokenizer.vocab_size:,} tokens, and the weights have rows for {foreign.config.vocab_size:,}"
         fix = "name the tokenizer that the model was trained with; padded rows have to be cut off first"
-        raise Error(asked or f"the tokenizer in {folder}", why, fix, BAD_INPUT)
+        raise Error(source, why, fix, BAD_INPUT)
     return tokenizer
 
 
 def _named(name_or_path: str) -> Tokenizer:
     """A published one, that of a folder in any of the forms that are read, or that of a run."""
-    is_folder = is_path(name_or_path) and Path(name_or_path).is_dir()
-    return (vocabularies.read(Path(name_or_path)) if is_folder else None) or load_tokenizer(name_or_path)
+    if not is_path(name_or_path):
+        return load_tokenizer(name_or_path)
+    found = vocabularies.read(Path(name_or_path)) if Path(name_or_path).is_dir() else None
+    return found or vocabularies.read_file(file_of(name_or_path))
 
 
 def _publish(run: Path, foreign: Foreign, tokenizer: Tokenizer, name: str) -> Path:

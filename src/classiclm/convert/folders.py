@@ -8,6 +8,7 @@
 Only safetensors is read: a pickle can run any program, and the other formats need heavy libraries.
 """
 
+import dataclasses
 import importlib
 import json
 import pkgutil
@@ -61,6 +62,7 @@ class Foreign:
     config: Any  # of the family
     weights: dict[str, Tensor]  # our state_dict, fp32
     dtypes: tuple[str, ...]  # what the weights were kept in
+    notes: tuple[str, ...] = ()  # settings of training that differ here
 
 
 @cache
@@ -88,7 +90,8 @@ def read(source: Path) -> Foreign:
     if config.n_layers > len(tensors):  # before anything of that size is made
         why = f"says {config.n_layers:,} layers, and there are {len(tensors):,} tensors"
         raise Error(folder / CONFIG, why, "restore config.json and weights that belong together", BAD_INPUT)
-    return _foreign(family, config, tables.from_hf(config, tensors), folder)
+    foreign = _foreign(family, config, tables.from_hf(config, tensors), folder)
+    return dataclasses.replace(foreign, notes=tuple(tables.SIZES.notes(hf)))
 
 
 def _foreign(family: str, config: Any, weights: Mapping[str, Tensor], folder: Path) -> Foreign:
@@ -167,6 +170,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
     except Error:
         raise
+    except FileNotFoundError as e:
+        raise Error(path, "is missing", f"restore all files that {INDEX} names", BAD_INPUT) from e
     except Exception as e:  # the library raises several kinds for a damaged header
         why = f"is not a readable safetensors file ({' '.join(str(e).split())[:200]})"
         raise Error(path, why, "restore it from its origin", BAD_INPUT) from e

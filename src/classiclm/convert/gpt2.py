@@ -33,6 +33,7 @@ SIZES = Sizes(
         "add_cross_attention": (False, False),
         "tie_word_embeddings": (True, True),
     },
+    synonyms={"activation_function": ("gelu_pytorch_tanh",)},
 )
 
 TENSORS = Tensors(

@@ -6,7 +6,7 @@ Tensors our state_dict  <->  what `save_pretrained` writes
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -16,12 +16,16 @@ from torch import Tensor, nn
 from classiclm.errors import BAD_INPUT, Error
 
 CONFIG_FILE = "config.json"
+_DROPOUT = "dropout"  # the field whose keys may differ: it is a setting of training only
 NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # a tokenizer knows them, a Config does not
 
 
 @dataclass(frozen=True)
 class Size:
-    """One field of our Config, their keys for it (several must agree), and what an absent key means to them."""
+    """One field of our Config, their keys for it, and what an absent key means to them.
+
+    Several keys must agree; only of dropouts, which matter in training alone, the first counts.
+    """
 
     ours: str
     theirs: tuple[str, ...]
@@ -32,13 +36,17 @@ class Size:
 class Sizes:
     """How a paper's Config and a config.json say the same.
 
-    fixed: key -> (the only value that our model stands for, what an absent key means to them).
+    fixed:    key -> (the only value that our model stands for, what an absent key means to them).
+    synonyms: key -> other spellings of that value.
+    training: as fixed, of keys that matter in training only; another value is noted, not refused.
     """
 
     model_type: str
     architecture: str
     rows: tuple[Size, ...]
     fixed: Mapping[str, tuple[Any, Any]]
+    synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    training: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
     def write(self, config: Any) -> dict[str, Any]:
         """The whole config.json of a Config, with null for the ids of special tokens.
@@ -50,12 +58,15 @@ class Sizes:
             raise Error("model.d_head", why, "train with --model.d_head null")
         kind = {"model_type": self.model_type, "architectures": [self.architecture]}
         sizes = {key: getattr(config, row.ours) for row in self.rows for key in row.theirs}
-        return {**kind, **sizes, **{key: value for key, (value, _) in self.fixed.items()}, **NO_IDS}
+        fixed = {key: value for key, (value, _) in {**self.fixed, **self.training}.items()}
+        return {**kind, **sizes, **fixed, **NO_IDS}
 
     def read(self, hf: Mapping[str, Any], schema: type) -> Any:
         """The Config (of type `schema`) of a config.json. Raises Error (exit 3) naming a key that it cannot follow."""
         for key, (ours, default) in {"model_type": (self.model_type, self.model_type), **self.fixed}.items():
             value = hf.get(key, default)
+            if value in self.synonyms.get(key, ()):
+                continue
             if value != ours or isinstance(value, bool) != isinstance(ours, bool):
                 raise _config_error(key, f"is {value!r}, and this model only has {ours!r}")
         try:
@@ -63,11 +74,18 @@ class Sizes:
         except ValueError as e:  # sizes that do not go together
             raise Error(CONFIG_FILE, str(e), "give the folder of another model", BAD_INPUT) from e
 
+    def notes(self, hf: Mapping[str, Any]) -> list[str]:
+        """What a config.json says of training that our model does not follow: "attn_pdrop is 0.2, here 0.1"."""
+        rows = [row for row in self.rows if row.ours == _DROPOUT]
+        ours = {key: (hf.get(row.theirs[0], row.default), row.default) for row in rows for key in row.theirs}
+        values = {key: (hf.get(key, default), here) for key, (here, default) in {**ours, **self.training}.items()}
+        return [f"{key} is {value!r}, here {here!r}" for key, (value, here) in values.items() if value != here]
+
 
 def _agreed(row: Size, hf: Mapping[str, Any]) -> Any:
     values = [_value(key, row, hf.get(key, row.default)) for key in row.theirs]
     for key, value in zip(row.theirs, values, strict=True):
-        if value != values[0]:
+        if row.ours != _DROPOUT and value != values[0]:
             raise _config_error(key, f"is {value!r}, and this model needs {row.theirs[0]}'s {values[0]!r}")
     return values[0]
 
@@ -171,9 +189,17 @@ class Tensors:
 
 
 def shapes_of(build: Callable[[Any], nn.Module], config: Any) -> dict[str, Tensor]:
-    """The state_dict of a model on the meta device: names and shapes without numbers."""
-    with torch.device("meta"):
-        return build(config).state_dict()
+    """The state_dict of a model on the meta device: names and shapes without numbers.
+
+    Raises Error (exit 3) for sizes beyond what a tensor can have.
+    """
+    try:
+        with torch.device("meta"):
+            return build(config).state_dict()
+    except (RuntimeError, TypeError, OverflowError) as e:  # their product, or one of them, is no number of 64 bits
+        sizes = ", ".join(f"{key} {value}" for key, value in vars(config).items() if type(value) is int)
+        why = f"has sizes of which no tensor can be made ({sizes})"
+        raise Error(CONFIG_FILE, why, "restore it from its origin", BAD_INPUT) from e
 
 
 def without_default_d_ff(config: Any) -> Any:

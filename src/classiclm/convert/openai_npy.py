@@ -108,6 +108,8 @@ def _read_numbers(path: Path) -> np.ndarray:
             _check_header(file, path.stat().st_size)
             file.seek(0)
             return npy.read_array(file, allow_pickle=False).ravel()
+    except FileNotFoundError as e:
+        raise Error(path, "is missing", "restore it as OpenAI published it", BAD_INPUT) from e
     except (OSError, ValueError, TypeError, RecursionError, SyntaxError, TokenError) as e:
         why = f"is not a readable array of fp32 numbers ({' '.join(str(e).split())})"
         raise Error(path, why, "restore it as OpenAI published it", BAD_INPUT) from e

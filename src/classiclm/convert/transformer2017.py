@@ -42,13 +42,12 @@ SIZES = Sizes(
         "normalize_embedding": (False, False),
         "add_final_layer_norm": (False, False),
         "static_position_embeddings": (True, True),
-        "attention_dropout": (0.0, 0.0),
-        "activation_dropout": (0.0, 0.0),
-        "encoder_layerdrop": (0.0, 0.0),
-        "decoder_layerdrop": (0.0, 0.0),
         "share_encoder_decoder_embeddings": (True, True),
         "tie_word_embeddings": (True, True),
     },
+    training=dict.fromkeys(
+        ("attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop"), (0.0, 0.0)
+    ),
 )
 
 TENSORS = Tensors(

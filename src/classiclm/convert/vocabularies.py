@@ -15,7 +15,9 @@ from typing import Any
 import tokenizers
 from tokenizers import processors
 
+from classiclm.data.tokenizer import check_bpe, reason, without_panic
 from classiclm.data.tokenizers import END_OF_TEXT, GPT1BPE, ByteBPE, CharTokenizer, Tokenizer, WordPiece
+from classiclm.data.wordpiece import SPECIAL
 from classiclm.errors import BAD_INPUT, Error
 
 TOKENIZER = "tokenizer.json"
@@ -33,18 +35,46 @@ def read(folder: Path) -> Tokenizer | None:
     """The tokenizer of a folder, None if it has no file of one. Raises Error (exit 3) for one that is not ours."""
     pairs = [(folder / vocab, folder / merges) for vocab, merges in PAIRS]
     readers: list[tuple[Path, Callable[[], Tokenizer]]] = [
-        (folder / TOKENIZER, lambda: _from_tree(json.loads((folder / TOKENIZER).read_bytes()))),
+        (folder / TOKENIZER, lambda: _from_file(folder / TOKENIZER)),
         *((vocab, lambda vocab=vocab, merges=merges: _from_pair(vocab, merges)) for vocab, merges in pairs),
         (folder / VOCABULARY, lambda: _from_list(folder)),
     ]
     for path, reader in readers:
         if path.is_file():
-            try:
-                return reader()
-            except Exception as e:  # the library raises plain Exception for a malformed file
-                fix = "name another with --tokenizer, or restore it from its origin"
-                raise Error(path, f"is no tokenizer of ours ({' '.join(str(e).split())[:300]})", fix, BAD_INPUT) from e
+            return _checked(path, reader)
     return None
+
+
+def read_file(path: Path) -> Tokenizer:
+    """The tokenizer in a tokenizer.json, under whatever name. Raises Error (exit 3) for one that is not ours."""
+    return _checked(path, lambda: _from_file(path))
+
+
+def _checked(path: Path, reader: Callable[[], Tokenizer]) -> Tokenizer:
+    try:
+        with without_panic():
+            return reader()
+    except Exception as e:  # the library raises plain Exception for a malformed file
+        fix = "name another with --tokenizer, or restore it from its origin"
+        raise Error(path, f"is no tokenizer of ours ({reason(e)})", fix, BAD_INPUT) from e
+
+
+def check_kind(tokenizer: Tokenizer, family: str, source: object) -> None:
+    """Raises Error (exit 3) for a tokenizer without the special tokens of a family, or with those of another."""
+    is_wordpiece = isinstance(tokenizer, WordPiece)
+    if family == "bert" and not is_wordpiece:
+        why, fix = "is no WordPiece, and BERT needs its [CLS], [SEP] and [MASK]", "--tokenizer bert"
+    elif family == "transformer2017" and tokenizer.end_of_text is None:
+        why, fix = f"has no {END_OF_TEXT}, with which a translation begins and ends", "the path of a byte-level BPE"
+    elif family != "bert" and is_wordpiece:
+        why, fix = f"is a WordPiece, which is BERT's, and the weights are of {family}", "--tokenizer gpt2 or gpt1"
+    else:
+        return
+    raise Error(source, why, f"name the tokenizer that the model was trained with, such as {fix}", BAD_INPUT)
+
+
+def _from_file(path: Path) -> Tokenizer:
+    return _from_tree(json.loads(path.read_bytes()))
 
 
 def _from_tree(tree: Tree) -> Tokenizer:
@@ -56,13 +86,14 @@ def _from_tree(tree: Tree) -> Tokenizer:
     added = [token["content"] for token in tree["added_tokens"]]
     tokens = _in_order(model["vocab"] | {token["content"]: token["id"] for token in tree["added_tokens"]})
     if kind == "WordPiece":
-        return WordPiece.from_vocabulary(tokens, _lowercase(tree["normalizer"]))
+        return WordPiece.from_vocabulary(tokens, _lowercase(tree))
     if kind == "WordLevel":
-        if any(len(token) != 1 for token in tokens):
-            raise ValueError("its tokens are words, not characters")
-        return CharTokenizer(tokens)
+        return CharTokenizer.from_ids({token: i for i, token in enumerate(tokens)})
+    _check_bpe(model)
     merges = [_pair(merge) for merge in model["merges"]]
     if model.get("end_of_word_suffix"):
+        if "ByteLevel" in _kinds(tree.get("pre_tokenizer")):
+            raise ValueError(f"its BPE marks ends of words by {_END_OF_WORD} on bytes, which neither GPT does")
         return _gpt1(model["vocab"], merges)
     _check_byte_level(tree)
     return ByteBPE.from_merges(model["vocab"], merges, added)
@@ -71,7 +102,25 @@ def _from_tree(tree: Tree) -> Tokenizer:
 def _gpt1(vocab: dict[str, int], merges: list[tuple[str, str]]) -> GPT1BPE:
     if not any(token.endswith(_END_OF_WORD) for token in vocab):
         raise ValueError(f"its BPE does not mark ends of words by {_END_OF_WORD}")
+    if _GPT1_UNKNOWN not in vocab:
+        raise ValueError(f"its BPE of words has no {_GPT1_UNKNOWN}, as GPT-1's has")
     return GPT1BPE.from_merges(vocab, merges)
+
+
+def _check_bpe(model: Tree) -> None:
+    check_bpe(model)
+    if model.get("end_of_word_suffix") not in (None, "", _END_OF_WORD):
+        raise ValueError(f"its BPE marks ends of words by {model['end_of_word_suffix']!r}")
+    for key in ("dropout", "byte_fallback", "ignore_merges", "fuse_unk"):
+        if model.get(key):
+            raise ValueError(f"its BPE goes by {key}, which ours does not")
+
+
+def _kinds(rules: Tree | None) -> set[str]:
+    """The types of a pre-tokenizer or normalizer, and of all that a Sequence of them holds."""
+    rules = rules or {"type": ""}
+    steps = rules.get("pretokenizers") or rules.get("normalizers") or []
+    return {rules["type"]}.union(*map(_kinds, steps))
 
 
 def _check_byte_level(tree: Tree) -> None:
@@ -83,8 +132,10 @@ def _check_byte_level(tree: Tree) -> None:
 
 
 def _pair(merge: str | list[str]) -> tuple[str, str]:
-    first, second = merge.split(" ") if isinstance(merge, str) else merge
-    return first, second
+    pair = merge.split(" ") if isinstance(merge, str) else merge
+    if len(pair) != 2:
+        raise ValueError(f"its merge {merge!r} is no pair")
+    return pair[0], pair[1]
 
 
 def _in_order(ids: Mapping[str, int]) -> list[str]:
@@ -95,17 +146,34 @@ def _in_order(ids: Mapping[str, int]) -> list[str]:
     return tokens
 
 
-def _lowercase(normalizer: Tree) -> bool:
-    """Whether a WordPiece's text is lower-cased, for the library's own normalizer of BERT and for ours."""
-    if normalizer["type"] == "Sequence":
-        return any(step["type"] == "Lowercase" for step in normalizer["normalizers"])
+def _lowercase(tree: Tree) -> bool:
+    """Whether a WordPiece's text is lower-cased, by the library's rules of BERT or by ours.
+
+    Raises ValueError, naming the rule, for any others.
+    """
+    model, normalizer, splits = tree["model"], tree["normalizer"], tree["pre_tokenizer"]
+    for key, ours in (("continuing_subword_prefix", "##"), ("unk_token", "[UNK]")):
+        if model.get(key, ours) != ours:
+            raise ValueError(f"its {key} is {model[key]!r}, and BERT's is {ours!r}")
+    for lowercase in (True, False):
+        ours = json.loads(WordPiece.from_vocabulary(SPECIAL, lowercase).to_json())
+        if (normalizer, splits) == (ours["normalizer"], ours["pre_tokenizer"]):
+            return lowercase
+    if normalizer is None or normalizer["type"] != "BertNormalizer":
+        raise ValueError(f"its normalizer ({', '.join(sorted(_kinds(normalizer))) or 'none'}) is not BERT's")
+    if splits is None or splits["type"] != "BertPreTokenizer":
+        raise ValueError(f"its pre-tokenizer ({', '.join(sorted(_kinds(splits))) or 'none'}) is not BERT's")
     lowercase = normalizer["lowercase"]
     if normalizer.get("strip_accents") not in (None, lowercase) or not normalizer.get("handle_chinese_chars", True):
         raise ValueError("its rules for accents or Chinese characters are not BERT's")
+    if not normalizer.get("clean_text", True):
+        raise ValueError("it keeps control characters (clean_text), which BERT's removes")
     return bool(lowercase)
 
 
 def _from_pair(vocab_file: Path, merges_file: Path) -> Tokenizer:
+    if not merges_file.is_file():
+        raise ValueError(f"{merges_file.name} beside it is missing")
     vocab = json.loads(vocab_file.read_bytes())
     lines = merges_file.read_text(encoding="utf-8").split("\n")
     merges = [_pair(line) for line in lines[lines[0].startswith("#version") :] if line]
@@ -118,7 +186,10 @@ def _from_list(folder: Path) -> Tokenizer:
     tokens = (folder / VOCABULARY).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     config = folder / TOKENIZER_CONFIG
     settings = json.loads(config.read_bytes()) if config.is_file() else {}
-    return WordPiece.from_vocabulary(tokens, bool(settings.get("do_lower_case", True)))
+    lowercase = settings.get("do_lower_case", True)
+    if not isinstance(lowercase, bool):
+        raise ValueError(f"{TOKENIZER_CONFIG} beside it has {lowercase!r} for do_lower_case, not true or false")
+    return WordPiece.from_vocabulary(tokens, lowercase)
 
 
 def special_ids(tokenizer: Tokenizer, translates: bool) -> dict[str, int | None]:

@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from classiclm.data.locate import Download, locate
-from classiclm.data.tokenizer import LibraryTokenizer, check_size, pieces
+from classiclm.data.tokenizer import LibraryTokenizer, check_size, pieces, reason, without_panic
 from classiclm.errors import BAD_INPUT, Error
 
 END_OF_TEXT = "<|endoftext|>"
@@ -76,9 +76,10 @@ def published_bpe(files: tuple[Download, Download], whose: str, **options: str) 
         vocab = json.loads(vocab_file.read_bytes())
         lines = merges_file.read_text(encoding="utf-8").splitlines()[1:]  # the first line is "#version: 0.2"
         merges = [(a, b) for a, b in (line.split(" ") for line in lines if line)]
-        return models.BPE(vocab=vocab, merges=merges, **options)
+        with without_panic():
+            return models.BPE(vocab=vocab, merges=merges, **options)
     except Exception as e:  # the library raises plain Exception for merges that do not fit
-        why = f"and {merges_file.name} are not {whose} vocabulary ({e})"
+        why = f"and {merges_file.name} are not {whose} vocabulary ({reason(e)})"
         raise Error(vocab_file, why, "restore both files as OpenAI published them", BAD_INPUT) from e
 
 

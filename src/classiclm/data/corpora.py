@@ -85,7 +85,7 @@ def read_documents(data: Data) -> list[str]:
         return [plays.generate(PLAYS_CHARACTERS, PLAYS_SEED)]
     if data.name == "shakespeare":
         return [_read(locate(SHAKESPEARE), data.errors)]
-    if data.name == "multi30k" or (is_path(data.name) and _pair_files(Path(data.name))):
+    if is_pair_corpus(data.name):
         fix = "train transformer2017-multi30k on it, or name a text"
         raise Error(data.name, "is a corpus of sentence pairs", fix, BAD_INPUT)
     if data.source or data.target:
@@ -120,6 +120,11 @@ def read_sentences(data: Data) -> dict[str, SentencePairs]:
     if "val" not in splits:
         splits |= _cut(data, splits["train"])
     return splits
+
+
+def is_pair_corpus(name: str) -> bool:
+    """Whether a name or path stands for sentence pairs. Raises Error (exit 3) for a folder of pairs that is none."""
+    return name == "multi30k" or (is_path(name) and bool(_pair_files(Path(name))))
 
 
 def default_corpus() -> str:

@@ -1,9 +1,13 @@
 """What every tokenizer is, and what the kinds share: a check for real Unicode, and cutting a long text in pieces."""
 
 import hashlib
+import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -70,10 +74,7 @@ class LibraryTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Raises Error (exit 3) for half a character (a lone surrogate), which no UTF-8 text has."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as e:
-            raise Error("text", "is not Unicode", "give it as UTF-8", BAD_INPUT) from e
+        check_unicode(text)
         ids: list[int] = []
         for piece in pieces(text, self.border):  # the batch of one is for its speed: it keeps no offsets
             ids += self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0].ids
@@ -84,6 +85,52 @@ class LibraryTokenizer(Tokenizer):
 
     def to_json(self) -> str:
         return self._tokenizer.to_str()
+
+
+def check_unicode(text: str) -> None:
+    """Raises Error (exit 3) for half a character (a lone surrogate), which no UTF-8 text has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise Error("text", "is not Unicode", "give it as UTF-8", BAD_INPUT) from e
+
+
+def check_bpe(model: Mapping[str, Any]) -> None:
+    """Raises ValueError for the "model" of a tokenizer.json if it marks insides of words, as no BPE of ours does.
+
+    To be called before the library reads it, which may break down (panic) over such marks.
+    """
+    prefix = model.get("continuing_subword_prefix")
+    if prefix:
+        raise ValueError(f"its BPE puts {prefix!r} before the pieces inside a word (continuing_subword_prefix)")
+
+
+@contextmanager
+def without_panic() -> Iterator[None]:
+    """Turns a panic of the library into a ValueError: it is a BaseException, which `except Exception` misses."""
+    try:
+        yield
+    except BaseException as e:
+        if type(e).__name__ != "PanicException":
+            raise
+        raise ValueError("the tokenizers library breaks down over it") from e
+
+
+def reason(e: Exception) -> str:
+    """Why a file is no tokenizer, in words and on one line, from what was raised over its content."""
+    if isinstance(e, Error):
+        return str(e).partition(". Fix: ")[0]
+    if isinstance(e, OSError):
+        return f"{Path(e.filename or '').name}: {(e.strerror or 'cannot be read').lower()}"
+    if isinstance(e, KeyError):
+        return f"it lacks {e.args[0]!r}"
+    if isinstance(e, json.JSONDecodeError | RecursionError):
+        return "it is not JSON, or nested too deeply"
+    if isinstance(e, UnicodeError):
+        return "it is not UTF-8"
+    if isinstance(e, TypeError | AttributeError | IndexError):
+        return "one of its parts is of another type than such a file has"
+    return " ".join(str(e).split())[:300]
 
 
 def check_size(name: str, vocab_size: int, smallest: int, why: str, example: str) -> None:

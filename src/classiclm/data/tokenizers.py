@@ -6,7 +6,7 @@ N tokens; `gpt1-bpe-N`, GPT-1's BPE of words; `wordpiece-N`, BERT's. Published: 
 
 import difflib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from classiclm.data.byte_bpe import END_OF_TEXT, GPT2_FILES, ByteBPE
 from classiclm.data.gpt1_bpe import GPT1_FILES, GPT1BPE
-from classiclm.data.tokenizer import Tokenizer
+from classiclm.data.tokenizer import Tokenizer, check_bpe, check_unicode, reason, without_panic
 from classiclm.data.wordpiece import BERT_FILE, WordPiece
 from classiclm.errors import BAD_INPUT, Error, did_you_mean
 from classiclm.files import is_path
@@ -29,6 +29,7 @@ __all__ = [
     "CharTokenizer",
     "Tokenizer",
     "WordPiece",
+    "file_of",
     "from_json",
     "load_tokenizer",
     "make_tokenizer",
@@ -47,6 +48,17 @@ class CharTokenizer(Tokenizer):
     def train(cls, text: str) -> "CharTokenizer":
         """The characters that occur in the text."""
         return cls(sorted(set(text)))
+
+    @classmethod
+    def from_ids(cls, ids: Mapping[str, int]) -> "CharTokenizer":
+        """The tokenizer with these ids. Raises ValueError if a token is no character, or the ids are not 0, 1, 2..."""
+        tokens = sorted(ids, key=ids.__getitem__)
+        if any(len(token) != 1 for token in tokens):
+            raise ValueError("its tokens are words, not characters")
+        if [ids[token] for token in tokens] != list(range(len(tokens))):
+            raise ValueError("its ids are not 0, 1, 2 and so on, once each")
+        "".join(tokens).encode()  # raises for half a character, of which no file can be written
+        return cls(tokens)
 
     def encode(self, text: str) -> list[int]:
         """Raises Error (exit 3) for a character that the training text did not have."""
@@ -86,6 +98,7 @@ _LEARNT: dict[str, Callable[[str, int], Tokenizer]] = {
     "gpt1-bpe": GPT1BPE.train,
     "wordpiece": WordPiece.train,
 }
+_NAME_A_FILE = "name a tokenizer.json written by classiclm, its folder, or a run"
 _EXAMPLES = (*_PUBLISHED, "char", *(f"{kind}-{size}" for kind in _LEARNT for size in (512, 2048)))
 
 
@@ -95,17 +108,23 @@ def from_json(text: str, source: object) -> Tokenizer:
         model = json.loads(text)["model"]
         kind = model["type"]
         if kind == "WordLevel":
-            vocab = model["vocab"]
-            return CharTokenizer(sorted(vocab, key=vocab.__getitem__))
+            return CharTokenizer.from_ids(model["vocab"])
         if kind == "WordPiece":
-            return WordPiece(tokenizers.Tokenizer.from_str(text))
+            return WordPiece(_by_library(text))
         if kind == "BPE":
+            check_bpe(model)
             of_words = bool(model.get("end_of_word_suffix"))  # transformers writes "" for GPT-2
-            return (GPT1BPE if of_words else ByteBPE)(tokenizers.Tokenizer.from_str(text))
+            return (GPT1BPE if of_words else ByteBPE)(_by_library(text))
     except Exception as e:  # the library raises plain Exception for a malformed file
-        why = f"is not a readable tokenizer ({e})"
+        why = f"is not a readable tokenizer ({reason(e)})"
         raise Error(source, why, "name a tokenizer.json written by classiclm", BAD_INPUT) from e
     raise Error(source, f"holds a {kind} tokenizer", "name a char, BPE or WordPiece tokenizer.json", BAD_INPUT)
+
+
+def _by_library(text: str) -> tokenizers.Tokenizer:
+    """Raises any Exception for a malformed file."""
+    with without_panic():
+        return tokenizers.Tokenizer.from_str(text)
 
 
 def load_tokenizer(name_or_path: str) -> Tokenizer:
@@ -117,30 +136,46 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
     if name_or_path in _PUBLISHED:
         return _PUBLISHED[name_or_path]()
     if not is_path(name_or_path):
-        hint = f", or write ./{name_or_path} for the path" if Path(name_or_path).exists() else ""
-        note = "char, bpe-N, gpt1-bpe-N and wordpiece-N are learnt from a text, in training"
-        fix = f"{did_you_mean(name_or_path, _EXAMPLES)}{hint}; {note}"
-        raise Error(name_or_path, "is no published tokenizer", fix)
-    path = _file(name_or_path)
+        why = "is learnt from a text, in training" if is_learnt(name_or_path) else "is no published tokenizer"
+        fix = f"{did_you_mean(name_or_path, _PUBLISHED)}, or give the path of a tokenizer.json, its folder, or a run"
+        raise Error(name_or_path or "''", why, f"{fix}{_path_hint(name_or_path)}")
+    path = file_of(name_or_path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
-        raise Error(path, f"cannot be read ({e})", "name a tokenizer.json written by classiclm", BAD_INPUT) from e
+        raise Error(path, f"cannot be read ({reason(e)})", _NAME_A_FILE, BAD_INPUT) from e
     return from_json(text, path)
 
 
 def make_tokenizer(name_or_path: str, training_text: str) -> Tokenizer:
-    """As `load_tokenizer`, and the kinds learnt from the training text: char, bpe-N, gpt1-bpe-N and wordpiece-N."""
-    if name_or_path == "char":
-        return CharTokenizer.train(training_text)
-    kind, _, size = name_or_path.rpartition("-")
-    if kind in _LEARNT and size.isdecimal():
-        return _LEARNT[kind](training_text, int(size))
-    return load_tokenizer(name_or_path)
+    """As `load_tokenizer`, and the kinds learnt from the training text: char, bpe-N, gpt1-bpe-N and wordpiece-N.
+
+    Raises Error (exit 3) if that text is not Unicode.
+    """
+    if is_learnt(name_or_path):
+        check_unicode(training_text)
+        kind, _, size = name_or_path.rpartition("-")
+        return _LEARNT[kind](training_text, int(size)) if kind else CharTokenizer.train(training_text)
+    if name_or_path in _PUBLISHED or is_path(name_or_path):
+        return load_tokenizer(name_or_path)
+    note = "char, bpe-N, gpt1-bpe-N and wordpiece-N are learnt from the text"
+    fix = f"{did_you_mean(name_or_path, _EXAMPLES)}{_path_hint(name_or_path)}; {note}"
+    raise Error(name_or_path or "''", "is no tokenizer", fix)
 
 
-def _file(name: str) -> Path:
-    """The tokenizer.json that a path stands for. Raises Error (exit 3) if there is none."""
+def is_learnt(name: str) -> bool:
+    """Whether a name is that of a kind that is learnt from a text: char, bpe-N, gpt1-bpe-N, wordpiece-N."""
+    kind, _, size = name.rpartition("-")
+    return name == "char" or (kind in _LEARNT and size.isascii() and size.isdecimal())
+
+
+def _path_hint(name: str) -> str:
+    """What else may have been meant by a name that no tokenizer has."""
+    return f", or write ./{name} for the path" if name and Path(name).exists() else ""
+
+
+def file_of(name: str) -> Path:
+    """The tokenizer.json that a path stands for: a file, its folder, or a run. Raises Error (exit 3) if none."""
     path = Path(name)
     if path.is_dir():
         own = path / "tokenizer.json"
@@ -148,8 +183,9 @@ def _file(name: str) -> Path:
         path = own if own.is_file() or not steps else steps[-1]
     if path.is_file():
         return path
+    if Path(name).is_dir():
+        raise Error(name, "has no tokenizer.json", _NAME_A_FILE, BAD_INPUT)
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, beside, n=1)
     hint = f"did you mean {str(path.parent / near[0])!r}; " if near else ""
-    fix = f"{hint}name a tokenizer.json written by classiclm, its folder, or a run"
-    raise Error(name, "does not exist", fix, BAD_INPUT)
+    raise Error(name, "does not exist", f"{hint}{_NAME_A_FILE}", BAD_INPUT)

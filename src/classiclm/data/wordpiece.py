@@ -18,7 +18,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from classiclm.data.locate import Download, locate
-from classiclm.data.tokenizer import LibraryTokenizer, check_size, pieces
+from classiclm.data.tokenizer import LibraryTokenizer, check_size, pieces, reason
 from classiclm.errors import BAD_INPUT, Error
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -84,7 +84,7 @@ class WordPiece(LibraryTokenizer):
             return cls.from_vocabulary(path.read_text(encoding="utf-8").split("\n")[:-1])
         except (UnicodeDecodeError, Error) as e:
             fix = "restore the file as Google published it"
-            raise Error(path, f"is not BERT's vocabulary ({e})", fix, BAD_INPUT) from e
+            raise Error(path, f"is not BERT's vocabulary ({reason(e)})", fix, BAD_INPUT) from e
 
     @classmethod
     def train(cls, text: str, vocab_size: int) -> "WordPiece":
