@@ -415,6 +415,18 @@ def test_what_is_wrong_with_a_file_is_said_in_words_and_once(tree, words):
     assert str(caught.value).count("Fix:") == 1
 
 
+def test_a_file_over_which_the_library_breaks_down_at_the_first_text_is_bad_input():
+    tree = json.loads(WordPiece.train(TEXT, 200).to_json())
+    tree["normalizer"] = {"type": "Replace", "pattern": {"Regex": ""}, "content": " "}
+    unknown = json.loads(WordPiece.train(TEXT, 200).to_json())
+    unknown["model"]["unk_token"] = "none"
+    for broken in (tree, unknown):
+        tokenizer = from_json(json.dumps(broken), "x")
+        with pytest.raises(Error, match="cannot encode") as caught:
+            tokenizer.encode("\u65e5 the cat \U0001f600")
+        assert caught.value.code == BAD_INPUT
+
+
 def test_a_wordpiece_without_its_special_tokens_is_told_with_one_remedy():
     tree = json.loads(WordPiece.train(TEXT, 200).to_json())
     tree["model"]["vocab"]["[mask]"] = tree["model"]["vocab"].pop("[MASK]")

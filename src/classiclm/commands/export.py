@@ -26,7 +26,7 @@ class ExportFlags:
     to: Literal["hf", "gguf"] | None = None  # hf: config.json and model.safetensors; gguf: model.gguf (GPT-2, GPT-3)
     out: str | None = None  # the folder to make
     check: bool = False  # read it back and compare with the original: exit code 1 if they differ
-    checkpoint: str = "last"  # last, best or a saved step
+    checkpoint: str = "last"  # last, best, a saved step, or mean-5 for the mean of the last five
 
 
 def main(argv: Sequence[str], prog: str) -> int:

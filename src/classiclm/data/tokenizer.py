@@ -73,12 +73,25 @@ class LibraryTokenizer(Tokenizer):
         self.vocab_size = tokenizer.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Raises Error (exit 3) for half a character (a lone surrogate), which no UTF-8 text has."""
+        """Raises Error (exit 3) for half a character (a lone surrogate), which no UTF-8 text has.
+
+        And for rules in a foreign file over which the library breaks down once there is a text.
+        """
         check_unicode(text)
         ids: list[int] = []
-        for piece in pieces(text, self.border):  # the batch of one is for its speed: it keeps no offsets
-            ids += self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0].ids
+        for piece in pieces(text, self.border):
+            ids += self._encode_piece(piece)
         return ids
+
+    def _encode_piece(self, piece: str) -> list[int]:
+        try:
+            with without_panic():  # the batch of one is for its speed: it keeps no offsets
+                return self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0].ids
+        except MemoryError:
+            raise
+        except Exception as e:  # the library raises plain Exception, such as for an unknown word without [UNK]
+            fix = "take a tokenizer.json written by classiclm"
+            raise Error("this tokenizer", f"cannot encode the text ({reason(e)})", fix, BAD_INPUT) from e
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
