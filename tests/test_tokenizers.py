@@ -416,14 +416,13 @@ def test_what_is_wrong_with_a_file_is_said_in_words_and_once(tree, words):
 
 
 def test_a_file_over_which_the_library_breaks_down_at_the_first_text_is_bad_input():
-    tree = json.loads(WordPiece.train(TEXT, 200).to_json())
-    tree["normalizer"] = {"type": "Replace", "pattern": {"Regex": ""}, "content": " "}
-    unknown = json.loads(WordPiece.train(TEXT, 200).to_json())
-    unknown["model"]["unk_token"] = "none"
-    for broken in (tree, unknown):
+    empty, without_words = (json.loads(WordPiece.train("the cat sat on the mat ", 200).to_json()) for _ in range(2))
+    empty["normalizer"]["normalizers"][1]["pattern"]["Regex"] = ""
+    without_words["model"]["vocab"] = {}
+    for broken in (empty, without_words):
         tokenizer = from_json(json.dumps(broken), "x")
         with pytest.raises(Error, match="cannot encode") as caught:
-            tokenizer.encode("\u65e5 the cat \U0001f600")
+            tokenizer.encode("low we st")
         assert caught.value.code == BAD_INPUT
 
 
