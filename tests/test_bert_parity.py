@@ -165,7 +165,6 @@ def test_tensors_that_do_not_fit_are_named():
         ("vocab_size", None),
         ("intermediate_size", None),
         ("hidden_dropout_prob", "0.1"),
-        ("attention_probs_dropout_prob", 0.0),
     ],
 )
 def test_configs_that_this_model_cannot_follow_are_refused_by_key(key, value):

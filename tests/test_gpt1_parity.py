@@ -145,7 +145,6 @@ def test_tensors_that_do_not_fit_are_named():
         ("n_head", True),
         ("n_positions", 7.0),
         ("resid_pdrop", 1.0),
-        ("attn_pdrop", 0.3),
     ],
 )
 def test_configs_that_this_model_cannot_follow_are_refused_by_key(key, value):

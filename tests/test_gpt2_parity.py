@@ -157,7 +157,6 @@ def test_tensors_that_do_not_fit_are_named():
         ("model_type", "openai-gpt"),
         ("n_layer", None),
         ("n_inner", 0),
-        ("embd_pdrop", 0.1),
     ],
 )
 @pytest.mark.parametrize("map_of", [family, gpt3_family])

@@ -199,7 +199,7 @@ def test_berts_loss_is_the_mean_over_masked_tokens_plus_the_mean_over_sequences(
 
     with torch.no_grad():
         out = model(batch["inputs"], batch["segments"], Mask(keep=batch["keep"]))  # every position
-    mlm, nsp = out.mlm.log_softmax(-1), out.nsp.log_softmax(-1).detach()
+    mlm, nsp = out.mlm.log_softmax(-1).detach(), out.nsp.log_softmax(-1).detach()
     nats = [
         -float(mlm[row, batch["places"][row, i], target])
         for row in range(6)
