@@ -6,6 +6,7 @@ The registry is the folder models/: each module with PRESETS is a family. Adding
 import dataclasses
 import importlib
 import pkgutil
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,9 @@ from classiclm.errors import BAD_INPUT, Error, did_you_mean
 from classiclm.nn.base import Model
 from classiclm.recipe import Recipe
 from classiclm.train import checkpoint
+
+
+_MEAN = re.compile("mean-([1-9][0-9]*)")  # the mean of so many checkpoints
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,8 @@ def open_run(run: str | Path, which: str = "last", device: str = "cpu") -> Loade
 
     Raises Error (exit 3) if there is none, or if weights, sizes and vocabulary do not fit one another.
     """
-    mean_of = int(which.removeprefix("mean-")) if which.removeprefix("mean-").isdecimal() and "-" in which else 1
-    folder = checkpoint.require(Path(run), "last" if mean_of > 1 else which)
+    mean = _MEAN.fullmatch(which)
+    folder = checkpoint.require(Path(run), "last" if mean else which)
     info = checkpoint.read_model_info(folder)
     module = families().get(info["family"])
     if module is None:
@@ -120,8 +124,8 @@ def open_run(run: str | Path, which: str = "last", device: str = "cpu") -> Loade
         fix = f"look at {Path(run) / 'results.json'} and hinton.svg beside it"
         raise Error(run, f"holds nets of {info['family']}, which know no text", fix)
     model = module.build(validate(module.Config, info["config"], folder / "model.json"))
-    if mean_of > 1:
-        checkpoint.load_mean(Path(run), mean_of, model)
+    if mean:
+        checkpoint.load_mean(Path(run), int(mean[1]), model)
     else:
         checkpoint.load_weights(folder, model)
     tokenizer = from_json((folder / "tokenizer.json").read_text(encoding="utf-8"), folder / "tokenizer.json")
