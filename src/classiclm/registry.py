@@ -23,7 +23,6 @@ from classiclm.nn.base import Model
 from classiclm.recipe import Recipe
 from classiclm.train import checkpoint
 
-
 _MEAN = re.compile("mean-([1-9][0-9]*)")  # the mean of so many checkpoints
 
 

@@ -136,8 +136,8 @@ DEVIATIONS = (
         what="Text is not repaired by ftfy, and words are split by our own rules in place of spaCy's",
         why="Both are heavy, and spaCy's rules change between versions; ours are fixed, and compared with the original "
         "pipeline in the tests",
-        effect="Equal tokens on every line of WikiText-2's validation split and of tiny Shakespeare; web addresses with "
-        "capitals, HTML entities and rare forms are cut otherwise",
+        effect="Equal tokens on every line of WikiText-2's validation split and of tiny Shakespeare; web addresses "
+        "with capitals, HTML entities and rare forms are cut otherwise",
         follows="neither",
     ),
 )
