@@ -6,10 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classiclm.data.batches import Windows, derive, evaluation_batches, shuffled
+from classiclm.data.batches import Windows, derive, evaluation_batches, rows_of, rows_of_rank, shuffled
 from classiclm.data.splits import Split
-from classiclm.errors import BAD_INPUT, Error
-from classiclm.recipe import Recipe
+from classiclm.errors import BAD_INPUT, USAGE, Error
+from classiclm.nn.mask import IGNORE
+from classiclm.recipe import Recipe, TokenRecipe
 
 
 def windows_of(split, n_ctx, batch, seed):
@@ -171,6 +172,175 @@ def test_a_text_that_just_fills_a_window_is_enough_and_one_less_is_not():
         assert caught.value.code == BAD_INPUT
         assert f"{n_ctx} tokens" in str(caught.value)
         assert "--model.n_ctx" in str(caught.value)
+
+
+# What earlier versions gave: runs and the figures of the docs depend on it
+GOLDEN = [
+    (split_of(1000), 10, Recipe(batch=6), 3, 0, [332, 112, 772, 812, 132, 22]),
+    (split_of(1000), 10, Recipe(batch=6), 3, 16, [302, 882, 242, 934, 334, 434]),  # across two epochs
+    (split_of(1000), 10, Recipe(batch=6), 3, 1000, [299, 679, 99, 789, 359, 169]),
+    (split_of(53, "another text"), 7, Recipe(batch=9), 123, 0, [38, 31, 17, 10, 24, 3, 22, 8, 15]),
+    (split_of(53, "another text"), 7, Recipe(batch=9), 123, 5, [9, 30, 37, 5, 26, 40, 33, 19, 12]),
+    (split_of(100_000, "g"), 32, TokenRecipe(batch=8, ramp_tokens=1000, ramp_from=2), 0, 3, [39525, 4005]),
+    (split_of(100_000, "g"), 32, TokenRecipe(batch=8, ramp_tokens=1000, ramp_from=2), 0, 9,
+     [71109, 45701, 89605, 34597, 23461, 65445]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("split", "n_ctx", "recipe", "seed", "step", "expected"), GOLDEN)
+def test_a_text_seed_and_step_give_the_same_batch_as_ever(split, n_ctx, recipe, seed, step, expected):
+    assert starts(Windows(split, n_ctx, recipe, seed), [step]).tolist() == expected
+
+
+# Documents told apart
+
+
+def with_documents(lengths, ranges=()):
+    """A split of documents of these lengths, whose token at each place is the place."""
+    n = sum(lengths)
+    return Split(np.arange(n, dtype=np.int32), n, n, "f", np.cumsum(lengths, dtype=np.int64), ranges)
+
+
+def documents_at(lengths):
+    """The document of each place, the slow way."""
+    return [number for number, length in enumerate(lengths) for _ in range(length)]
+
+
+def check_documents(batch, lengths):
+    """Loops over a batch of `with_documents`: the masked target, the numbers and the positions of each place."""
+    document = documents_at(lengths)
+    for inputs, targets, documents, positions in zip(
+        *(batch[name].tolist() for name in ("inputs", "targets", "documents", "positions")), strict=True
+    ):
+        for t, (place, target) in enumerate(zip(inputs, targets, strict=True)):
+            same = place + 1 < len(document) and document[place] == document[place + 1]
+            assert target == (place + 1 if same else IGNORE)
+            for before in range(t):
+                assert (documents[before] == documents[t]) == (document[inputs[before]] == document[place])
+            assert positions[t] == sum(documents[before] == documents[t] for before in range(t))
+        assert documents[0] == 0
+        assert documents == sorted(documents)
+
+
+LENGTHS = st.lists(st.integers(1, 15), min_size=3, max_size=12)
+
+
+@settings(deadline=None, max_examples=100)
+@given(lengths=LENGTHS, n_ctx=st.integers(1, 12), seed=st.integers(0, 9))
+def test_masked_windows_are_the_joined_ones_and_know_their_documents(lengths, n_ctx, seed):
+    split = with_documents([*lengths, n_ctx])
+    joined, masked = (Windows(split, n_ctx, Recipe(batch=5), seed, how) for how in ("joined", "masked"))
+    for step in (0, 1, 9):
+        made = masked(step)
+        assert torch.equal(made["inputs"], joined(step)["inputs"])
+        assert {tensor.dtype for tensor in made.values()} == {torch.int64}
+        check_documents(made, [*lengths, n_ctx])
+
+
+@pytest.mark.parametrize("documents", ["masked", "packed"])
+def test_evaluation_with_documents_predicts_each_token_but_their_first_once(documents):
+    lengths = [3, 1, 7, 12, 5, 2]
+    made = list(evaluation_batches(with_documents(lengths), 8, 2, documents=documents))
+    for batch in made:
+        check_documents(batch, lengths)
+    targets = torch.cat([batch["targets"].flatten() for batch in made])
+    firsts = {0, *np.cumsum(lengths).tolist()}
+    assert targets[targets != IGNORE].tolist() == [place for place in range(30) if place not in firsts]
+
+
+@pytest.mark.parametrize("documents", ["masked", "packed"])
+def test_documents_that_nobody_marked_cannot_be_told_apart(documents):
+    for call in (
+        lambda: Windows(split_of(50), 4, Recipe(), 0, documents),
+        lambda: list(evaluation_batches(split_of(50), 4, 2, documents=documents)),
+    ):
+        with pytest.raises(Error, match="--documents joined") as caught:
+            call()
+        assert caught.value.code == USAGE
+
+
+# Processes, micro-batches, mixtures
+
+RANGES = (("a", 0, 40, 2.0), ("b", 40, 75, 1.0), ("c", 75, 90, 1.0))
+CASES = {
+    "documents": st.sampled_from(["joined", "masked", "packed"]),
+    "ranges": st.sampled_from([(), RANGES]),
+    "seed": st.integers(0, 99),
+    "n_ctx": st.integers(1, 12),
+}
+DOCUMENTS = [9, 1, 14, 2, 14, 8, 27, 3, 2, 10]  # the ranges end where some of them do
+
+
+@settings(deadline=None, max_examples=120)
+@given(**CASES, world=st.sampled_from([1, 2, 4]), micro=st.integers(1, 9), step=st.integers(0, 50))
+def test_the_ranks_micro_batches_in_a_row_are_the_batch(documents, ranges, seed, n_ctx, world, micro, step):
+    split = with_documents(DOCUMENTS, ranges)
+    whole = Windows(split, n_ctx, Recipe(batch=8), seed, documents)(step)
+    parts = [
+        part
+        for rank in range(world)
+        for part in rows_of(
+            rows_of_rank(Windows(split, n_ctx, Recipe(batch=8), seed, documents)(step), rank, world), micro
+        )
+    ]
+    assert max(len(part["inputs"]) for part in parts) == min(micro, 8 // world)
+    for name, tensor in whole.items():
+        assert torch.equal(torch.cat([part[name] for part in parts]), tensor)
+
+
+def test_ranks_that_would_get_unequal_shares_are_refused():
+    with pytest.raises(Error, match="--batch 9") as caught:
+        rows_of_rank(windows_of(split_of(50), 4, 10, 0)(0), 0, 3)
+    assert caught.value.code == USAGE
+
+
+@settings(deadline=None, max_examples=120)
+@given(**CASES, batch=st.integers(1, 9))
+def test_each_streams_epochs_hold_each_of_its_windows_once(documents, ranges, seed, n_ctx, batch):
+    split = with_documents(DOCUMENTS, ranges)
+    windows = Windows(split, n_ctx, Recipe(batch=batch), seed, documents)
+    made = [windows(step) for step in range(300 // batch)]
+    inputs, targets = (torch.cat([part[name] for part in made]).numpy() for name in ("inputs", "targets"))
+    streams = windows.stream.streams if ranges else [windows.stream]
+    for stream, (_, first, end, _) in zip(streams, ranges or ((0, 0, 90, 0),), strict=True):
+        mine = (inputs[:, 0] >= first) & (inputs[:, 0] < end)
+        n_epochs = mine.sum() // stream.n_windows
+        assert n_epochs >= 1
+        for epoch in range(n_epochs):
+            rows = np.flatnonzero(mine)[epoch * stream.n_windows : (epoch + 1) * stream.n_windows]
+            check_epoch(inputs[rows], targets[rows], first, end, documents)
+
+
+def check_epoch(inputs, targets, first, end, documents):
+    """inputs, targets (W, T) of one epoch of the range: all that can be predicted, once."""
+    if documents == "packed":
+        ends = np.cumsum(DOCUMENTS)
+        inner = [place for place in range(first + 1, end) if place not in ends]
+        assert sorted(targets[targets != IGNORE]) == inner
+        assert np.array_equal(inputs[targets != IGNORE] + 1, targets[targets != IGNORE])
+        return
+    cut = np.sort(inputs[:, 0])
+    assert np.array_equal(np.diff(cut), np.full(len(cut) - 1, inputs.shape[1]))
+    assert cut[0] >= first
+    assert inputs.max() + 1 < end
+
+
+@settings(deadline=None, max_examples=40)
+@given(**CASES)
+def test_going_on_at_any_step_gives_the_batches_of_an_unbroken_run(documents, ranges, seed, n_ctx):
+    split = with_documents(DOCUMENTS, ranges)
+    unbroken = Windows(split, n_ctx, Recipe(batch=7), seed, documents)
+    made = [unbroken(step) for step in range(12)]
+    resumed = Windows(split, n_ctx, Recipe(batch=7), seed, documents)
+    for step in (11, 5, 6):
+        for name, tensor in resumed(step).items():
+            assert torch.equal(tensor, made[step][name])
+
+
+def test_a_range_that_does_not_fill_a_window_is_named():
+    with pytest.raises(Error, match=r"^c: has 15 tokens") as caught:
+        Windows(with_documents(DOCUMENTS, RANGES), 15, Recipe(), 0)
+    assert caught.value.code == BAD_INPUT
 
 
 # Evaluation

@@ -4,6 +4,7 @@ import http.client
 import io
 import math
 import os
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -277,13 +278,16 @@ def served(monkeypatch, answer):
     """urlopen answers with these bytes or raises this exception; returns the list of the addresses asked for."""
     asked = []
 
-    def urlopen(url, timeout):
-        asked.append(url)
+    def urlopen(request, timeout):
+        asked.append(request.full_url)
         if isinstance(answer, Exception):
             raise answer
-        return io.BytesIO(answer)
+        response = io.BytesIO(answer)
+        response.status, response.headers = 200, {}
+        return response
 
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     return asked
 
 

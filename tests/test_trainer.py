@@ -285,7 +285,7 @@ def test_a_parameter_that_has_had_no_gradient_is_saved_and_loaded_without_moment
 
 
 def test_a_second_process_is_refused_while_the_first_runs(config, tmp_path):
-    from classiclm.train.run import locked
+    from classiclm.files import locked
 
     with locked(tmp_path), pytest.raises(Error, match="in use") as e:
         make_trainer(tmp_path, config).fit()

@@ -23,6 +23,8 @@ COMMANDS = {
     "evaluate": "how well trained models predict a text or translate it",
     "ladder": "train, show and compare the twelve rungs from a bigram table to a GPT",
     "tokenizer": "learn a tokenizer from a text, or look at one: its tokens, what it makes of a text",
+    "prepare": "clean and tokenise corpora into shards to train on: files of yours, or six corpora by name",
+    "fsck": "check every file of a run or of prepared data against its sum",
     "import": "weights of Hugging Face's folders or of OpenAI's GPT-1, made a run of ours",
     "export": "a trained model as a Hugging Face folder or a GGUF file",
     "doctor": "say what will run on this machine, and check that its arithmetic is right",

@@ -217,8 +217,8 @@ def _with_default(comment: str, default: Any) -> str:
 def _add_flag(parser: argparse.ArgumentParser, field: Any, hint: Any, name: str, shown: str) -> None:
     has_default = field.default is not dataclasses.MISSING
     metadata = typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
+    many = any(typing.get_origin(part) in (tuple, list) for part in (hint, *typing.get_args(hint)))
     if Positional in metadata:
-        many = typing.get_origin(typing.get_args(hint)[0]) in (tuple, list)
         nargs = "+" if many else "?" if has_default else None
         parser.add_argument(name, nargs=nargs, default=argparse.SUPPRESS, help=shown, metavar=field.name.upper())
     elif hint is bool and field.default is False:  # a switch; one that is on by default takes true or false
@@ -226,7 +226,8 @@ def _add_flag(parser: argparse.ArgumentParser, field: Any, hint: Any, name: str,
     else:
         allowed = typing.get_args(hint)
         convert = _null_or_text if type(None) in allowed and str not in allowed else str
-        parser.add_argument(f"--{name}", dest=name, help=shown, type=convert, **_value_of(field))
+        nargs = "+" if many else None
+        parser.add_argument(f"--{name}", dest=name, help=shown, type=convert, nargs=nargs, **_value_of(field))
 
 
 def _null_or_text(text: str) -> str | None:

@@ -19,8 +19,11 @@ class Error(Exception):
     """A foreseen failure: `what` (the file, flag or key), `why`, and the remedy `fix`; `code` is the exit code."""
 
     def __init__(self, what: object, why: str, fix: str, code: int = USAGE):
-        super().__init__(f"{what}: {why}. Fix: {fix}.")
-        self.code = code
+        super().__init__(str(what), why, fix, code)  # all of it, so that it can be sent to another process
+        self.what, self.why, self.fix, self.code = str(what), why, fix, code
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}. Fix: {self.fix}."
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

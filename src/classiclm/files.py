@@ -10,9 +10,11 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+import filelock
 
 from classiclm.errors import RESOURCE, Error
 
@@ -56,14 +58,25 @@ def make_folder(path: Path) -> Path:
 
 def write_file(path: Path, data: bytes) -> None:
     """Replace one file as a whole. Raises Error (exit 4)."""
+    write_stream(path, [data])
+
+
+def write_stream(path: Path, pieces: Iterable[bytes]) -> None:
+    """Replace one file as a whole, by pieces that need not all be in memory. Raises Error (exit 4)."""
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
     with writing(path):
         try:
-            _write_through(temporary, data)
+            _write_through(temporary, pieces)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         _flush_folder(path.parent)
+
+
+def write_once(path: Path, data: bytes) -> None:
+    """As `write_file`, but a file that has this content already is left as it is."""
+    if not path.is_file() or path.stat().st_size != len(data) or sha256_of_file(path) != sha256(data):
+        write_file(path, data)
 
 
 def publish_folder(path: Path, files: Mapping[str, bytes], info: Mapping[str, object]) -> None:
@@ -78,8 +91,8 @@ def publish_folder(path: Path, files: Mapping[str, bytes], info: Mapping[str, ob
         try:
             temporary.mkdir(parents=True)
             for name, data in files.items():
-                _write_through(temporary / name, data)
-            _write_through(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+                _write_through(temporary / name, [data])
+            _write_through(temporary / MANIFEST, [json.dumps(manifest, indent=1).encode()])
             _flush_folder(temporary)
             os.rename(temporary, path)
         finally:
@@ -112,6 +125,27 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(trash)
 
 
+@contextmanager
+def locked(folder: Path, *inside: str) -> Iterator[None]:
+    """Hold a folder's lock; what a killed writer left in it, and in folders inside, is swept.
+
+    Raises Error (exit 4) if another process holds it. The kernel frees the lock of a process that dies.
+    """
+    make_folder(folder)
+    lock = filelock.FileLock(folder / ".lock")
+    with writing(folder):
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as e:
+            raise Error(folder, "is in use by another process", "wait for it, or choose another --out", RESOURCE) from e
+    try:
+        for name in (".", *inside):
+            sweep(folder / name)
+        yield
+    finally:
+        lock.release()
+
+
 def sweep(folder: Path) -> None:
     """Delete what dead writers left behind. Call it only while holding the folder's lock."""
     for leftover in folder.glob(f"{_TEMPORARY}*"):
@@ -121,9 +155,9 @@ def sweep(folder: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _write_through(path: Path, data: bytes) -> None:
+def _write_through(path: Path, pieces: Iterable[bytes]) -> None:
     with path.open("wb") as file:
-        file.write(data)
+        file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
 

@@ -53,13 +53,20 @@ class Objective(Protocol):
 
 
 class CausalLM:
-    """Predict each next token: the sum of -log p(target | the tokens before it), in nats."""
+    """Predict each next token: the sum of -log p(target | the tokens before it), in nats.
+
+    If the batch says to which document each token belongs, only the tokens of its own are before it.
+    """
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"loss": (batch["targets"] != IGNORE).sum()}
 
     def __call__(self, model: Callable[..., Tensor], batch: Batch) -> Loss:
-        logits = model(batch["inputs"])  # (B, T) -> (B, T, V)
+        if "documents" in batch:
+            mask = Mask(causal=True, documents=batch["documents"])
+            logits = model(batch["inputs"], mask=mask, positions=batch["positions"])  # (B, T) -> (B, T, V)
+        else:
+            logits = model(batch["inputs"])  # (B, T) -> (B, T, V)
         return Loss({"loss": Term(nats(logits, batch["targets"]), self.counts(batch)["loss"])})
 
 

@@ -25,7 +25,7 @@ from classiclm.data.corpora import Data
 from classiclm.data.masked import masked_evaluation_batches, unigram_entropy
 from classiclm.data.pairs import PairData, Pairs, pair_evaluation_batches
 from classiclm.data.sentences import SentenceData, Sentences
-from classiclm.data.splits import Split, TextData
+from classiclm.data.splits import Split, TextData, n_targets
 from classiclm.errors import BAD_INPUT, Error
 from classiclm.evaluate.bleu import bleu
 from classiclm.generate.beam import translate
@@ -114,8 +114,8 @@ def _causal(loaded: registry.Loaded, data: TextData, split: Split, flags: Evalua
     """loss (nats per token), perplexity (per token), bits_per_char, bits_per_byte."""
     n_ctx = loaded.model.config.n_ctx
     batch = max(1, _LOGITS // (n_ctx * data.tokenizer.vocab_size))
-    loss = mean_loss(loaded.model, CausalLM(), evaluation_batches(split, n_ctx, batch))
-    n_tokens = len(split.tokens) - 1
+    loss = mean_loss(loaded.model, CausalLM(), evaluation_batches(split, n_ctx, batch, documents=data.documents))
+    n_tokens = n_targets(split, data.documents)
     bits = loss * n_tokens / math.log(2)
     sizes = {"n_tokens": n_tokens, "n_ctx": n_ctx, "loss": loss, "perplexity": math.exp(loss)}
     return sizes | {"bits_per_char": bits / split.n_chars, "bits_per_byte": bits / split.n_bytes}

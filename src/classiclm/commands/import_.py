@@ -15,10 +15,9 @@ from classiclm.convert import folders, vocabularies
 from classiclm.convert.folders import Foreign
 from classiclm.data.tokenizers import Tokenizer, file_of, load_tokenizer
 from classiclm.errors import BAD_INPUT, Error
-from classiclm.files import is_path, make_folder, publish_folder
+from classiclm.files import is_path, locked, make_folder, publish_folder
 from classiclm.train import checkpoint
 from classiclm.train.progress import say
-from classiclm.train.run import locked
 
 UNKNOWN = "imported"  # in the place of a preset's name, if no preset has these sizes
 
@@ -100,7 +99,7 @@ def _publish(run: Path, foreign: Foreign, tokenizer: Tokenizer, name: str) -> Pa
         "state.json": json.dumps(vars(checkpoint.State())).encode(),
     }
     folder = checkpoint.folder_of(run, 0)
-    with locked(run):
+    with locked(run, "checkpoints"):
         _check_out(run)
         make_folder(folder.parent)
         publish_folder(folder, files, {"step": 0})

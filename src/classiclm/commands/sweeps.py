@@ -27,12 +27,12 @@ from classiclm.commands import hinton, tables
 from classiclm.commands.runs import resolve
 from classiclm.config import NonNegative, Positional, Positive, to_yaml
 from classiclm.errors import BAD_INPUT, DIVERGED, Error
-from classiclm.files import make_folder, publish_folder, remove_folder, write_file
+from classiclm.files import locked, make_folder, publish_folder, remove_folder, write_file
 from classiclm.models import rumelhart1986 as paper
 from classiclm.models.rumelhart1986 import CASES, Config, Floats, Recipe
 from classiclm.train import checkpoint
 from classiclm.train.progress import Clock, format_seconds, say
-from classiclm.train.run import Metrics, check_config, locked, write_config, write_environment
+from classiclm.train.run import Metrics, check_config, write_config, write_environment
 from classiclm.train.signals import StopRequest, stop_requests
 
 _LINE_EVERY = 10.0  # seconds between lines of progress
@@ -136,7 +136,7 @@ class Sweeps:
         cannot be written, 5 if the loss is not finite.
         """
         text = to_yaml(self.config)
-        with locked(self.run), stop_requests(self._stop):
+        with locked(self.run, "checkpoints"), stop_requests(self._stop):
             check_config(self.run, text, checkpoint.saved_steps(self.run))
             self._resume()
             if not self.done:

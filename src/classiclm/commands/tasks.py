@@ -15,7 +15,7 @@ from classiclm.data.batches import Batch, Windows, evaluation_batches
 from classiclm.data.corpora import Data
 from classiclm.data.pairs import PairData, prepare_pairs
 from classiclm.data.sentences import SentenceData, prepare_sentences
-from classiclm.data.splits import TextData, prepare_text
+from classiclm.data.splits import TextData, n_targets, prepare_text
 from classiclm.data.tokenizers import Tokenizer
 from classiclm.nn.mask import IGNORE
 from classiclm.objectives import CausalLM, MaskedLM, Translation
@@ -43,14 +43,14 @@ def make_task(preset: registry.Preset, config: Any, plan: machine.Plan, data: Co
 
 
 def _causal(config: Any, plan: machine.Plan, data: TextData) -> dict[str, Any]:
-    n_ctx = config.model.n_ctx
+    n_ctx, documents = config.model.n_ctx, config.data.documents
     return {
         "objective": CausalLM(),
-        "batches": Windows(data.train, n_ctx, config, config.seed),
-        "n_tokens": _n_inputs,
-        "validation": lambda n_windows: evaluation_batches(data.val, n_ctx, plan.micro_batch, n_windows),
+        "batches": Windows(data.train, n_ctx, config, config.seed, documents),
+        "n_tokens": _n_inputs if documents == "joined" else _n_targets,
+        "validation": lambda n: evaluation_batches(data.val, n_ctx, plan.micro_batch, n, documents),
         "validated": CausalLM(),
-        "tokens_per_byte": (len(data.val.tokens) - 1) / data.val.n_bytes,
+        "tokens_per_byte": n_targets(data.val, documents) / data.val.n_bytes,
     }
 
 
@@ -73,12 +73,16 @@ def _pairs(config: Any, plan: machine.Plan, data: PairData) -> dict[str, Any]:
     return {
         "objective": Translation(config.label_smoothing),
         "batches": pairs.PairBatches(data.train, end, n_ctx, config, config.seed),
-        "n_tokens": lambda batch: int((batch["targets"] != IGNORE).sum()),
+        "n_tokens": _n_targets,
         "validation": lambda n: pairs.pair_evaluation_batches(val, end, plan.micro_batch, n),
         "validated": Translation(),
         "tokens_per_byte": val.n_target_tokens / val.n_bytes,
         "parts": pairs.micro_batches,
     }
+
+
+def _n_targets(batch: Batch) -> int:
+    return int((batch["targets"] != IGNORE).sum())
 
 
 def _n_inputs(batch: Batch) -> int:

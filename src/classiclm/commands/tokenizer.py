@@ -7,7 +7,6 @@ A word is a run of letters of one script with their marks, and a Chinese charact
 letters of several words is divided between their scripts by its bytes of letters; one without letters is no one's.
 """
 
-import functools
 import json
 import re
 import unicodedata
@@ -23,6 +22,7 @@ import tokenizers
 from classiclm.commands.tables import show, table
 from classiclm.config import NonNegative, Positional, parse_flags, validate
 from classiclm.data.corpora import Data, is_pair_corpus, read_documents, read_sentences
+from classiclm.data.ranked import bytes_of_characters
 from classiclm.data.tokenizer import LibraryTokenizer, Tokenizer, pieces
 from classiclm.data.tokenizers import GPT1BPE, ByteBPE, CharTokenizer, WordPiece, is_learnt, load_tokenizer
 from classiclm.errors import BAD_INPUT, USAGE, Error, did_you_mean
@@ -206,20 +206,12 @@ def _bytes_of(tokenizer: Tokenizer, token: str) -> bytes:
     """The UTF-8 text that a token stands for, without the marks of a word's inside (##) and end (</w>)."""
     if isinstance(tokenizer, ByteBPE):
         try:
-            return bytes(_byte_of_character()[character] for character in token)
+            return bytes(bytes_of_characters()[character] for character in token)
         except KeyError as e:
             raise Error(f"token {token!r}", "is not of bytes as GPT-2 spells them", _OURS, BAD_INPUT) from e
     if isinstance(tokenizer, WordPiece):
         token = token.removeprefix("##") if len(token) > 2 else token
     return (token.removesuffix("</w>") if isinstance(tokenizer, GPT1BPE) else token).encode()
-
-
-@functools.cache
-def _byte_of_character() -> dict[str, int]:
-    """How GPT-2's files spell bytes: printable ones as the character of that number, the others from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def readable(raw: bytes) -> str:

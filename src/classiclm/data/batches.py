@@ -4,55 +4,21 @@ There is no iterator and so no state to save. To resume, or to go on with anothe
 """
 
 import bisect
-import hashlib
 import math
 from collections.abc import Iterator
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from classiclm.data.corpora import Documents
+from classiclm.data.mixture import Mixture
+from classiclm.data.packing import PackedStream
 from classiclm.data.splits import Split
-from classiclm.errors import BAD_INPUT, Error
+from classiclm.data.streams import Batch as Batch
+from classiclm.data.streams import Stream, TextStream, cut_windows
+from classiclm.data.streams import derive as derive
+from classiclm.data.streams import shuffled as shuffled
+from classiclm.errors import Error
 from classiclm.recipe import Recipe, TokenRecipe
-
-Batch = dict[str, Tensor]
-_ROUNDS = 6
-
-
-def shuffled(index: np.ndarray, n: int, key: int) -> np.ndarray:
-    """The positions of `index` under a random permutation of range(n) that `key` chooses; needs no memory for n.
-
-    A Feistel network permutes the next power of four; values that fall outside n are sent through again ("cycle
-    walking", Black and Rogaway 2002), so the result is a permutation of range(n) exactly.
-    """
-    half_bits = max(1, (max(n - 1, 1).bit_length() + 1) // 2)
-    result = _feistel(index.astype(np.uint64), half_bits, key)
-    while (outside := result >= n).any():
-        result[outside] = _feistel(result[outside], half_bits, key)
-    return result.astype(np.int64)
-
-
-def _feistel(x: np.ndarray, half_bits: int, key: int) -> np.ndarray:
-    low = np.uint64((1 << half_bits) - 1)
-    left, right = x >> np.uint64(half_bits), x & low
-    for i in range(_ROUNDS):
-        left, right = right, left ^ (_mix(right, key + i) & low)
-    return (left << np.uint64(half_bits)) | right
-
-
-def _mix(x: np.ndarray, key: int) -> np.ndarray:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014) as a keyed hash of 64-bit words; overflow is meant."""
-    z = x + np.uint64(key * 0x9E3779B97F4A7C15 & (2**64 - 1))
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def derive(*parts: object) -> int:
-    """A 63-bit number from any names and numbers: equal parts, equal number, on every machine."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 class BatchSizes:
@@ -85,51 +51,71 @@ class BatchSizes:
 
 
 class Windows:
-    """Training batches for a causal language model: windows of n_ctx tokens and, one later, their targets.
+    """Training batches for a causal language model: inputs of n_ctx tokens and their targets, by step.
 
-    An epoch cuts the text into adjoining windows, from a random offset, and visits each once in a random order.
-    Raises Error (exit 3) if the text does not fill one window.
+    The sequences come from one stream over the split, or from a mixture of its ranges. Raises Error: exit 3 if the text
+    (or one of the ranges) does not fill a window; exit 2 for impossible weights, or if documents are to be told apart
+    and the split does not say where they end.
     """
 
-    def __init__(self, split: Split, n_ctx: int, recipe: Recipe, seed: int):
-        n = len(split.tokens) - 1  # the last token is only a target
-        if n < n_ctx:
-            fix = f"give more text, or a shorter context, as in --model.n_ctx {max(n // 2, 1)}"
-            raise Error("training text", f"has {n + 1} tokens, a window needs {n_ctx + 1}", fix, BAD_INPUT)
-        self.tokens, self.n_ctx = split.tokens, n_ctx
+    def __init__(self, split: Split, n_ctx: int, recipe: Recipe, seed: int, documents: Documents = "joined"):
         self.sizes = BatchSizes(recipe, n_ctx)
-        self.n_windows = max(1, (n - n_ctx + 1) // n_ctx)  # as many as fit behind any offset
-        self.n_offsets = n - self.n_windows * n_ctx + 1  # so that every token has its turn, the last one too
-        self._key = (split.fingerprint, seed)
+        self.stream = make_stream(split, n_ctx, seed, documents)
+        self.n_windows = self.stream.n_windows  # of an epoch
+        self.padding = self.stream.padding  # share of the places that hold no token
 
     def __call__(self, step: int) -> Batch:
-        """The batch of optimizer step `step` (0, 1, ...): inputs and targets, (B, T) int64."""
-        index = np.arange(self.sizes.before(step), self.sizes.before(step + 1))
-        starts = np.empty(len(index), dtype=np.int64)
-        for epoch in np.unique(index // self.n_windows):
-            here = index // self.n_windows == epoch
-            starts[here] = self._starts(index[here] % self.n_windows, int(epoch))
-        return _windows(self.tokens, starts, self.n_ctx)
-
-    def _starts(self, positions: np.ndarray, epoch: int) -> np.ndarray:
-        offset = derive("offset", *self._key, epoch) % self.n_offsets
-        order = shuffled(positions, self.n_windows, derive("order", *self._key, epoch))
-        return offset + order * self.n_ctx
+        """The batch of optimizer step `step` (0, 1, ...): inputs and targets, (B, T) int64; unless documents are
+        joined, also the document and the position of each input."""
+        return self.stream(np.arange(self.sizes.before(step), self.sizes.before(step + 1)))
 
 
-def evaluation_batches(split: Split, n_ctx: int, batch: int, n_windows: int | None = None) -> Iterator[Batch]:
+def make_stream(split: Split, n_ctx: int, seed: int, documents: Documents = "joined") -> Stream:
+    """The split's sequences by number; arguments and errors as of `Windows`."""
+    ends = _ends_for(split, documents)
+
+    def stream(name: str, first: int, end: int, *source: str) -> Stream:
+        where = (split.tokens, first, end, n_ctx, (split.fingerprint, seed, *source))
+        if ends is not None and documents == "packed":
+            return PackedStream(*where, ends, name)
+        return TextStream(*where, ends, name)
+
+    if not split.ranges:
+        return stream("training text", 0, len(split.tokens))
+    streams = [stream(name, first, end, name) for name, first, end, _ in split.ranges]
+    return Mixture(streams, [weight for *_, weight in split.ranges], (split.fingerprint, seed))
+
+
+def _ends_for(split: Split, documents: Documents) -> np.ndarray | None:
+    """The ends of documents where they matter, else None. Raises Error (exit 2)."""
+    if documents == "joined":
+        return None
+    if split.document_ends is None:
+        fix = "use --data.documents joined, or a dataset that classiclm prepare has written"
+        raise Error("documents", f"{documents!r} needs to know where documents end, which this data does not say", fix)
+    return split.document_ends
+
+
+def evaluation_batches(
+    split: Split, n_ctx: int, batch: int, n_windows: int | None = None, documents: Documents = "joined"
+) -> Iterator[Batch]:
     """Adjoining windows of a split, in order: all of it, each token but the first predicted once (the last window may
-    be shorter), or `n_windows` full windows spread evenly over it."""
+    be shorter), or `n_windows` full windows spread evenly over it.
+
+    Unless documents are joined, attention stays inside them, and the first token of each is not predicted. Packed
+    training is measured on these windows too, so that its loss compares. Raises Error (exit 2) as `Windows`.
+    """
+    ends = _ends_for(split, documents)
     n = len(split.tokens) - 1
     starts = np.arange(0, n - n_ctx + 1, n_ctx)
     whole = n_windows is None or n_windows >= len(starts)
     if n_windows is not None and not whole:
         starts = starts[np.linspace(0, len(starts) - 1, n_windows).astype(np.int64)]
     for i in range(0, len(starts), batch):
-        yield _windows(split.tokens, starts[i : i + batch], n_ctx)
+        yield cut_windows(split.tokens, starts[i : i + batch], n_ctx, ends)
     rest = n % n_ctx
     if whole and rest:
-        yield _windows(split.tokens, np.array([n - rest]), rest)
+        yield cut_windows(split.tokens, np.array([n - rest]), rest, ends)
 
 
 def rows_of(batch: Batch, n: int) -> Iterator[Batch]:
@@ -138,7 +124,14 @@ def rows_of(batch: Batch, n: int) -> Iterator[Batch]:
     return ({name: tensor[i : i + n] for name, tensor in batch.items()} for i in range(0, n_rows, n))
 
 
-def _windows(tokens: np.ndarray, starts: np.ndarray, n_ctx: int) -> Batch:
-    rows = tokens[starts[:, None] + np.arange(n_ctx + 1)].astype(np.int64)  # (B, T + 1)
-    pair = torch.from_numpy(rows)
-    return {"inputs": pair[:, :-1], "targets": pair[:, 1:]}
+def rows_of_rank(batch: Batch, rank: int, world: int) -> Batch:
+    """The sequences of process 0 <= rank < world: neighbours, so that the ranks' in a row are the batch.
+
+    Raises Error (exit 2) if the processes cannot have equally many.
+    """
+    n_rows = len(next(iter(batch.values())))
+    if n_rows % world:
+        fix = f"use --batch {max(1, n_rows // world) * world}, or another number of processes"
+        raise Error("batch", f"{n_rows} sequences cannot be shared out equally to {world} processes", fix)
+    n = n_rows // world
+    return {name: tensor[rank * n : (rank + 1) * n] for name, tensor in batch.items()}

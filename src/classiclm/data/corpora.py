@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from classiclm.config import Rate
+from classiclm.config import PositiveFloat, Rate
 from classiclm.data import plays
 from classiclm.data.locate import Download, find, locate
 from classiclm.errors import BAD_INPUT, USAGE, Error, did_you_mean
@@ -52,6 +52,12 @@ _LANGUAGE = r"\.(?!txt|md|gz)([A-Za-z]{2,3}(?:[-_]\w+)?)(\.gz)?"
 _PAIR_FILE = re.compile(rf"(train|val|test.*){_LANGUAGE}")
 _OTHER_SPLIT = re.compile(rf"(valid\w*|dev\w*){_LANGUAGE}")  # what others call val
 
+# How windows for a causal model treat documents:
+# joined: they are cut out of the text as it stands, and a document may look at the ones before it in its window;
+# masked: the same windows, but attention and positions stay inside a document;
+# packed: likewise, and windows are made of whole documents (packing.py).
+Documents = Literal["joined", "masked", "packed"]
+
 _Files = dict[str, dict[str, Path]]  # split -> language -> file
 
 
@@ -66,6 +72,8 @@ class Data:
     errors: Literal["strict", "replace"] = "strict"  # what to do with bytes that are not UTF-8
     source: str | None = None  # language to translate from, of a corpus of sentence pairs, as in de
     target: str | None = None  # language to translate into, as in en
+    weights: tuple[PositiveFloat, ...] | None = None  # of a prepared dataset's sources; null = as it was prepared
+    documents: Documents = "joined"  # joined: windows run across them; masked: attention stays in each; packed: whole
 
 
 @dataclass(frozen=True)

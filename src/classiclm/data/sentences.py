@@ -7,10 +7,13 @@ need not be one to a linguist (appendix A.2).
 import hashlib
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from classiclm.data.corpora import Data, read_documents
+from classiclm.data.dataset import Dataset
+from classiclm.data.splits import is_prepared, open_for
 from classiclm.data.tokenizers import Tokenizer, make_tokenizer
 from classiclm.data.wordpiece import WordPiece
 from classiclm.errors import BAD_INPUT, Error
@@ -23,7 +26,7 @@ _FEWEST = 2  # documents in a split: a segment that does not follow another come
 class Sentences:
     """The sentences of one split: all tokens end to end, and where sentences and documents end in them."""
 
-    tokens: np.ndarray  # (N,) ids, without special tokens
+    tokens: Any  # (N,) ids, without special tokens: an array, or `Tokens` on disk
     sentence_ends: np.ndarray  # (S,) int64: sentence i is tokens[sentence_ends[i - 1] : sentence_ends[i]]
     document_ends: np.ndarray  # (D,) int64: document i has sentences document_ends[i - 1] to document_ends[i] - 1
     n_bytes: int  # of the sentences' text in UTF-8, without line breaks
@@ -49,20 +52,43 @@ class SentenceData:
 def prepare_sentences(data: Data, tokenizer: str | Tokenizer) -> SentenceData:
     """Read, cut between documents, learn the tokenizer from the training part if it is one to be learnt, encode.
 
-    The last documents, with about val_share of the characters, are for validation. Raises Error: exit 2 for a
-    tokenizer without BERT's special tokens, exit 3 if there are not two documents with a word in each part.
+    The last documents, with about val_share of the characters, are for validation. A dataset of `classiclm prepare` is
+    cut and tokenised already. Raises Error: exit 2 for a tokenizer without BERT's special tokens, exit 3 if there are
+    not two documents with a word in each part.
     """
+    if is_prepared(data.name):
+        return _of_dataset(data, open_for(data, tokenizer, "sentences"))
     documents = [document for text in read_documents(data) for document in _documents(text)]
     train, val = _cut(documents, data.val_share)
     _check(data.name, len(train), len(val))
     if isinstance(tokenizer, str):
         tokenizer = make_tokenizer(tokenizer, "\n\n".join(map("\n".join, train)))
-    if not isinstance(tokenizer, WordPiece):
-        why = "has no [CLS], [SEP] and [MASK], which a masked model needs"
-        raise Error("--tokenizer", why, "use wordpiece-2048 or bert, or the tokenizer.json of such a one")
-    splits = [_encode(part, tokenizer) for part in (train, val)]
+    wordpiece = _wordpiece(tokenizer)
+    splits = [_encode(part, wordpiece) for part in (train, val)]
     _check(data.name, *(len(split.document_ends) for split in splits))
-    return SentenceData(data.name, tokenizer, *splits)
+    return SentenceData(data.name, wordpiece, *splits)
+
+
+def _wordpiece(tokenizer: Tokenizer) -> WordPiece:
+    if isinstance(tokenizer, WordPiece):
+        return tokenizer
+    why = "has no [CLS], [SEP] and [MASK], which a masked model needs"
+    raise Error("--tokenizer", why, "use wordpiece-2048 or bert, or the tokenizer.json of such a one")
+
+
+def _of_dataset(data: Data, dataset: Dataset) -> SentenceData:
+    if data.weights is not None or dataset.meta.weights is not None:
+        say_so = "prepare it without --weights; a masked model sees all there is of each source, once an epoch"
+        raise Error(data.name, "is a weighted mixture, which masked models do not take", say_so)
+    splits = [_of_shards(dataset, name) for name in ("train", "val")]
+    _check(data.name, *(len(split.document_ends) for split in splits))
+    return SentenceData(data.name, _wordpiece(dataset.tokenizer), *splits)
+
+
+def _of_shards(dataset: Dataset, name: str) -> Sentences:
+    shards = dataset.split(name)
+    document_ends = np.searchsorted(shards.sequence_ends, shards.document_ends) + 1  # in sentences
+    return Sentences(shards.tokens, shards.sequence_ends, document_ends, shards.n_bytes, shards.fingerprint)
 
 
 def _documents(text: str) -> list[Document]:

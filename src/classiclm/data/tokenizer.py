@@ -40,6 +40,10 @@ class Tokenizer(ABC):
         """The ids as an array of the smallest fitting type, uint16 or int32."""
         return np.asarray(self.encode(text), dtype=self.dtype)
 
+    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode_array` of each text, in the way that is fastest for many."""
+        return [self.encode_array(text) for text in texts]
+
     @property
     def beginning(self) -> list[int]:
         """What a text of its own begins behind: the end of the document before, or else a line break.

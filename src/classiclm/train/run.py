@@ -10,40 +10,20 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy
 import torch
 import yaml
 
 from classiclm import __version__
 from classiclm.config import difference, load_yaml
-from classiclm.errors import BAD_INPUT, RESOURCE, USAGE, Error
-from classiclm.files import make_folder, sweep, write_file, writing
+from classiclm.errors import BAD_INPUT, USAGE, Error
+from classiclm.files import write_file, writing
 from classiclm.train.progress import say
 from classiclm.train.settings import MAY_CHANGE
-
-
-@contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Hold the run's lock; what a killed writer left is swept. Raises Error (exit 4) if another process holds it."""
-    make_folder(run)
-    lock = filelock.FileLock(run / ".lock")
-    with writing(run):
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout as e:
-            raise Error(run, "is in use by another process", "wait for it, or choose another --out", RESOURCE) from e
-    try:
-        sweep(run)
-        sweep(run / "checkpoints")
-        yield
-    finally:
-        lock.release()
 
 
 def check_config(run: Path, text: str, saved_steps: Sequence[int]) -> None:

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from classiclm.config import to_yaml
 from classiclm.data.batches import Batch, derive, rows_of
 from classiclm.errors import BAD_INPUT, DIVERGED, Error
+from classiclm.files import locked
 from classiclm.objectives import Measured, Objective, measure
 from classiclm.optim import learning_rate, make_optimizer
 from classiclm.train import checkpoint
 from classiclm.train.machine import Plan, autocast
 from classiclm.train.progress import ProgressLog, say
-from classiclm.train.run import Metrics, check_config, locked, write_config, write_environment
+from classiclm.train.run import Metrics, check_config, write_config, write_environment
 from classiclm.train.settings import TrainConfig
 from classiclm.train.signals import StopRequest, stop_requests
 
@@ -73,7 +74,7 @@ class Trainer:
         Raises Error: exit 2 for a folder of another config, 3 for changed data, 4 for one that is locked or cannot be
         written, 5 if the loss is not finite.
         """
-        with locked(self.run), stop_requests(self._stop):
+        with locked(self.run, "checkpoints"), stop_requests(self._stop):
             check_config(self.run, to_yaml(self.config), checkpoint.saved_steps(self.run))
             self._resume()
             if self.state.step < self.config.steps:

@@ -1,0 +1,239 @@
+"""classiclm prepare: corpora -> token shards that `train --data` takes."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+
+from classiclm.commands.tables import show, table
+from classiclm.config import (
+    Positional,
+    Positive,
+    PositiveFloat,
+    Rate,
+    difference,
+    load_yaml,
+    merge,
+    parse_flags,
+    to_yaml,
+    validate,
+)
+from classiclm.data.cleaning import Cleaning
+from classiclm.data.dataset import load_meta, open_dataset, write_meta
+from classiclm.data.duplicates import Near
+from classiclm.data.exports import export_llmc, export_nanogpt
+from classiclm.data.prepare import Job, map_stage, remove_pieces, saved_origins
+from classiclm.data.reduce import SPLITS, Corpus, reduce_stage
+from classiclm.data.sources import SOURCES, Origin, resolve
+from classiclm.data.tokenizer import Tokenizer
+from classiclm.data.wordpiece import WordPiece
+from classiclm.errors import USAGE, Error
+from classiclm.files import locked, sha256, write_file
+from classiclm.train.progress import say
+from classiclm.train.signals import StopRequest, stop_requests
+
+_EXPORTS = {"nanogpt": export_nanogpt, "llmc": export_llmc}
+_SIZES = ("tokens", "documents", "sequences", "text_bytes", "chars")
+_NOT_THE_DATA = ("out", "config", "workers", "export")  # what changes no byte of the shards
+
+
+@dataclass(frozen=True)
+class PrepareFlags:
+    """Clean and tokenise corpora into shards, for `classiclm train --data OUT`.
+
+    A source is a known corpus (NAME), one read from your files (NAME=PATH), or files of any text (PATH). Stopped or
+    killed, the same command goes on.
+    """
+
+    sources: Annotated[tuple[str, ...], Positional] = ()  # as in: wikipedia  enron=./maildir  './letters/*.txt'
+    out: str | None = None  # the folder to write
+    tokenizer: str = "gpt2"  # gpt2, bert, gpt1, a tokenizer.json; or bpe-N, wordpiece-N, char: learnt here
+    weights: tuple[PositiveFloat, ...] | None = None  # shares of the sources in training; default: all there is, once
+    val_share: Rate = 0.005  # of the documents, kept for validation
+    cleaning: Cleaning = Cleaning()  # steps of cleaning, joined by commas; none = none
+    near: Near = Near()  # near-duplicates
+    text: str | None = None  # column with the text, of jsonl, csv, tsv and parquet; default: the source's own
+    group: str | None = None  # column whose equal neighbouring values make one document
+    documents: Literal["file", "block", "line"] | None = None  # what a document of a text file is
+    format: Literal["auto", "text", "jsonl", "csv", "tsv", "parquet", "mail"] | None = None  # default: by the ending
+    errors: Literal["strict", "replace", "skip"] | None = None  # what to do with bytes that are not UTF-8
+    limit: Positive | None = None  # documents to take of each source; default: all
+    shard_tokens: Positive = 1 << 25  # tokens in a shard, about
+    workers: Positive | None = None  # processes; default: one for each core
+    export: Literal["nanogpt", "llmc"] | None = None  # write the tokens in another project's form too, to OUT/NAME
+    config: str | None = None  # a YAML file with any of these settings
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Prepare, or go on with it, or say that it is done; 128 + n after a signal."""
+    flags = _flags(argv, prog)
+    if flags.out is None:
+        raise Error("--out", "is missing", "name the folder to write, as in --out data/mix")
+    out, request = Path(flags.out), StopRequest()
+    with locked(out), stop_requests(request):
+        _check_settings(out, flags)
+        if not (out / "meta.json").is_file():
+            job = _job(flags, _saved_revisions(out))
+            if not _prepare(job, flags, request):
+                say(f"stopped by signal {request.number}; the same command goes on from there")
+                return 128 + (request.number or 0)
+        else:
+            say(f"{out} is finished")
+        _report(out)
+        if flags.export:
+            say(f"writing {out / flags.export}")
+            _EXPORTS[flags.export](open_dataset(out), out / flags.export)
+    return 0
+
+
+def _flags(argv: Sequence[str], prog: str) -> PrepareFlags:
+    given = parse_flags(PrepareFlags, argv, prog)
+    path = given.get("config")
+    tree = load_yaml(Path(path)) if path else {}
+    flags = validate(PrepareFlags, merge(tree, given), path or "the command line")
+    if not flags.sources:
+        raise Error("SOURCE", "is missing", f"name one or more of {', '.join(SOURCES)}, NAME=PATH, or a path")
+    if flags.weights is not None and len(flags.weights) != len(flags.sources):
+        why = f"are {len(flags.weights)}, and the sources {len(flags.sources)}"
+        raise Error("--weights", why, "give one weight for each source, in the sources' order")
+    if not flags.val_share:
+        raise Error("--val_share", "is 0, and training needs a validation split", "use --val_share 0.001, say")
+    return flags
+
+
+def _job(flags: PrepareFlags, revisions: Sequence[str | None]) -> Job:
+    origins = _origins(flags, revisions)
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Job(
+        origins=origins,
+        out=Path(str(flags.out)),
+        tokenizer=flags.tokenizer,
+        cleaning=flags.cleaning,
+        near=flags.near,
+        weights=flags.weights,
+        val_share=flags.val_share,
+        shard_tokens=flags.shard_tokens,
+        workers=flags.workers or n_cores,
+        limit=flags.limit,
+    )
+
+
+def _origins(flags: PrepareFlags, revisions: Sequence[str | None]) -> tuple[Origin, ...]:
+    """The sources, found; a second one of the same name gets a number."""
+    reading = {name: getattr(flags, name) for name in ("text", "group", "documents", "format", "errors")}
+    overrides = {name: value for name, value in reading.items() if value is not None}
+    origins: list[Any] = []
+    for argument, revision in zip(flags.sources, revisions or [None] * len(flags.sources), strict=True):
+        origin: Any = resolve(argument, overrides, _steps(flags.cleaning), revision)
+        n = sum(known.source is origin.source and known.name.startswith(origin.name) for known in origins)
+        same = any(known.name == origin.name for known in origins)
+        origins.append(dataclasses.replace(origin, name=f"{origin.name}-{n + 1}") if same else origin)
+    return tuple(origins)
+
+
+def _steps(cleaning: Cleaning) -> list[str] | None:
+    """The steps that were asked for, None for each source's own."""
+    if cleaning.steps is None:
+        return None
+    names = [name.strip() for name in cleaning.steps.split(",")]
+    return [] if names in (["none"], [""]) else names
+
+
+def _check_settings(out: Path, flags: PrepareFlags) -> None:
+    """Write config.yaml, or compare with the one that is there. Raises Error (exit 2) with the difference."""
+    path, text = out / "config.yaml", to_yaml(flags, leave_out=_NOT_THE_DATA)
+    if not path.is_file():
+        others = [entry.name for entry in out.iterdir() if not entry.name.startswith(".")]
+        if others:
+            raise Error(out, f"has other files in it, such as {others[0]}", "choose an empty or new folder", USAGE)
+        write_file(path, text.encode())
+        return
+    changed = difference(load_yaml(path), yaml.safe_load(text))
+    if changed:
+        why = "was begun with other settings (" + "; ".join(changed) + ")"
+        raise Error(out, why, "choose another --out, or the settings it was begun with", USAGE)
+
+
+def _saved_revisions(out: Path) -> list[str | None]:
+    """The commits of the hub that the work began with, one for each source; empty before it has begun."""
+    path = out / ".pieces" / "origins.json"
+    if not path.is_file():
+        return []
+    return [origin.get("revision") for origin in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def _prepare(job: Job, flags: PrepareFlags, request: StopRequest) -> bool:
+    """Both stages and meta.json; False if a signal came before the end."""
+    names = ", ".join(origin.name for origin in job.origins)
+    say(f"{names} -> {job.out}: {flags.tokenizer}, {job.workers} processes")
+
+    def stopped() -> bool:
+        return request.number is not None
+
+    tokenizer = map_stage(job, say, stopped)
+    reduced = tokenizer and reduce_stage(job, tokenizer, say, stopped)
+    if not tokenizer or not reduced:
+        return False
+    write_file(job.out / "tokenizer.json", tokenizer.to_json().encode())
+    write_meta(job.out, _meta(job, tokenizer, *reduced))
+    remove_pieces(job)
+    return True
+
+
+def _meta(job: Job, tokenizer: Tokenizer, corpora: Sequence[Corpus], shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """The content of meta.json."""
+    text = tokenizer.to_json().encode()
+    weights = dict(zip((o.name for o in job.origins), job.weights, strict=True)) if job.weights else None
+    return {
+        "format": "classiclm-shards",
+        "version": 1,
+        "tokenizer": {
+            "file": "tokenizer.json",
+            "sha256": sha256(text),
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+        },
+        "dtype": "uint16" if tokenizer.vocab_size < 65_500 else "int32",
+        "end_of_text": tokenizer.end_of_text,
+        "sequences": "sentences" if isinstance(tokenizer, WordPiece) else "documents",
+        "weights": weights,
+        "splits": {split: _sum(shards, split) for split in SPLITS},
+        "sources": [
+            {
+                "name": origin.name,
+                "origin": described,
+                "notes": dict(sorted(corpus.notes.items())),
+                "steps": [effects.to_json() for effects in corpus.effects],
+                "splits": {split: _sum(shards, split, origin.name) for split in SPLITS},
+            }
+            for origin, described, corpus in zip(job.origins, saved_origins(job), corpora, strict=True)
+        ],
+        "shards": shards,
+    }
+
+
+def _sum(shards: Sequence[Mapping[str, Any]], split: str, source: str | None = None) -> dict[str, int]:
+    """How much there is in the shards of a split, of one source or of all."""
+    chosen = [shard for shard in shards if shard["split"] == split and source in (None, shard["source"])]
+    sums = {name: sum(shard[name] for shard in chosen) for name in _SIZES}
+    return {"bytes" if name == "text_bytes" else name: n for name, n in sums.items()}
+
+
+def _report(out: Path) -> None:
+    """What there is, as a table on stdout."""
+    meta: Any = load_meta(out)
+    made = table(["source"], ["documents", "removed", "characters", "train tokens", "val tokens"])
+    for source in json.loads((out / "meta.json").read_bytes())["sources"]:
+        steps, splits = source["steps"], source["splits"]
+        n_kept = sum(splits[split]["documents"] for split in SPLITS)
+        n_read = steps[0]["documents_in"] if steps else n_kept
+        chars = sum(splits[split]["chars"] for split in SPLITS)
+        tokens = [f"{splits[split]['tokens']:,}" for split in SPLITS]
+        made.add_row(source["name"], f"{n_read:,}", f"{n_read - n_kept:,}", f"{chars:,}", *tokens)
+    show(made)
+    say(f"{out}: {len(meta.shards)} shards; train on them with --data {out if '/' in str(out) else f'./{out}'}")

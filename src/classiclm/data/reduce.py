@@ -1,0 +1,207 @@
+"""Pieces -> shards: the second stage of `prepare`, in one process and in the documents' order.
+
+First all keys are looked at: a document whose words came before goes, and what is left is split by its key. Then the
+pieces are read once more, for training and for validation, and their tokens written to shards.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classiclm.data.cleaning import Effects
+from classiclm.data.documents import Document
+from classiclm.data.duplicates import NearIndex
+from classiclm.data.pieces import read_piece
+from classiclm.data.prepare import Job, Say, Stopped, first_training_key, piece_paths
+from classiclm.data.shards import write_shard
+from classiclm.data.tokenizer import Tokenizer
+from classiclm.errors import BAD_INPUT, Error
+
+SPLITS = ("train", "val")
+
+
+@dataclass
+class Corpus:
+    """One origin's pieces, and what becomes of each of their documents."""
+
+    name: str
+    pieces: list[Path]
+    ends: np.ndarray  # documents up to the end of each piece
+    keys: np.ndarray  # (D,) uint64
+    kept: np.ndarray  # (D,) bool
+    effects: list[Effects]
+    notes: dict[str, int]
+    val: np.ndarray = field(default_factory=lambda: np.empty(0, bool))  # (D,)
+
+    def chosen(self, piece: int, split: str) -> np.ndarray:
+        """Which documents of a piece belong to a split."""
+        here = slice(int(self.ends[piece - 1]) if piece else 0, int(self.ends[piece]))
+        return self.kept[here] & (self.val[here] if split == "val" else ~self.val[here])
+
+
+def reduce_stage(job: Job, tokenizer: Tokenizer, say: Say, stopped: Stopped) -> tuple[list[Corpus], list[dict]] | None:
+    """Drop duplicates, split, write the shards; the corpora and what meta.json says of each shard.
+
+    None if asked to stop before the end. Raises Error (exit 3) if a source has too few documents for both splits.
+    """
+    corpora = [_read_corpus(job, i) for i in range(len(job.origins))]
+    _drop_exact(job, corpora, tokenizer)
+    _drop_near(job, corpora, tokenizer, say)
+    for corpus in corpora:
+        _split(corpus, job.val_share)
+    shards = []
+    for shard in _shards(job, corpora):
+        shards.append(shard)
+        if stopped():
+            return None
+    return corpora, shards
+
+
+def _read_corpus(job: Job, i: int) -> Corpus:
+    paths, keys, notes = piece_paths(job, i), [], Counter[str]()
+    effects = [Effects(step.name) for step in job.steps(job.origins[i])]
+    for path in paths:
+        piece = read_piece(path, ["keys"])
+        keys.append(piece["keys"])
+        notes.update(piece["about"]["notes"])
+        for total, part in zip(effects, piece["about"]["effects"], strict=True):
+            total.merge(Effects.from_json(part))
+    joined = np.concatenate(keys)
+    ends = np.cumsum([len(part) for part in keys])
+    return Corpus(job.origins[i].name, paths, ends, joined, np.ones(len(joined), bool), effects, dict(notes))
+
+
+def _drop_exact(job: Job, corpora: Sequence[Corpus], tokenizer: Tokenizer) -> None:
+    """A document goes if one with the same key came before, in its own or an earlier corpus that asks for this step."""
+    asking = [i for i, origin in enumerate(job.origins) if "exact" in origin.steps]
+    if not asking:
+        return
+    keys = np.concatenate([corpora[i].keys for i in asking])
+    firsts = np.unique(keys, return_index=True)[1]
+    kept = np.zeros(len(keys), bool)
+    kept[firsts] = True
+    start = 0
+    for i in asking:
+        corpus = corpora[i]
+        corpus.kept &= kept[start : start + len(corpus.keys)]
+        start += len(corpus.keys)
+        _count_removed(corpus, np.flatnonzero(~corpus.kept), "exact", "exact duplicate", "", tokenizer)
+
+
+def _drop_near(job: Job, corpora: Sequence[Corpus], tokenizer: Tokenizer, say: Say) -> None:
+    """A document goes if it is nearly the same as one that stays, of the corpora that ask for this step."""
+    asking = [i for i, origin in enumerate(job.origins) if "near" in origin.steps]
+    index = NearIndex(job.near) if asking else None
+    for i in asking:
+        corpus, gone, original = corpora[i], [], ""
+        for j, path in enumerate(corpus.pieces):
+            piece = read_piece(path, ["signatures"])
+            first = int(corpus.ends[j - 1]) if j else 0
+            for k in np.flatnonzero(corpus.kept[first : corpus.ends[j]]):
+                found = index.add(piece["about"]["names"][k], piece["signatures"][k]) if index else None
+                if found is not None:
+                    original = original or found
+                    gone.append(first + int(k))
+        before = corpus.kept.copy()
+        corpus.kept[gone] = False
+        _count_removed(corpus, np.array(gone, np.int64), "near", "near-duplicate", original, tokenizer, before)
+        say(f"{corpus.name}: {len(gone):,} of {before.sum():,} documents are near-duplicates")
+
+
+def _count_removed(
+    corpus: Corpus,
+    gone: np.ndarray,
+    step: str,
+    reason: str,
+    original: str,
+    tokenizer: Tokenizer,
+    before: np.ndarray | None = None,
+) -> None:
+    """Add the effects of a step that removed the documents `gone` of those in `before`; the first is its example."""
+    before = np.ones(len(corpus.keys), bool) if before is None else before
+    chars = np.concatenate([read_piece(path, ["n_chars"])["n_chars"] for path in corpus.pieces])
+    effects = Effects(step)
+    if len(gone):
+        effects.remove(_document(corpus, int(gone[0]), tokenizer), reason, original)
+        effects.removed[reason] = len(gone)
+    effects.documents_in, effects.characters_in = int(before.sum()), int(chars[before].sum())
+    effects.documents_out = effects.documents_in - len(gone)
+    effects.characters_out = effects.characters_in - int(chars[gone].sum())
+    corpus.effects.append(effects)
+
+
+def _document(corpus: Corpus, number: int, tokenizer: Tokenizer) -> Document:
+    """A document by its number, with the text that its tokens stand for."""
+    i = int(np.searchsorted(corpus.ends, number, side="right"))
+    piece = read_piece(corpus.pieces[i])
+    k = number - (int(corpus.ends[i - 1]) if i else 0)
+    ends = _document_ends(piece)
+    start = int(ends[k - 1]) if k else 0
+    return Document(tokenizer.decode(piece["tokens"][start : ends[k]].tolist()), piece["about"]["names"][k])
+
+
+def _document_ends(piece: dict[str, Any]) -> np.ndarray:
+    """(D,) where each document of a piece ends in its tokens."""
+    return np.cumsum(piece["lengths"], dtype=np.int64)[np.cumsum(piece["sequences"]) - 1]
+
+
+def _split(corpus: Corpus, val_share: float) -> None:
+    """By key; in a small corpus, where that may leave a split empty, what has the smallest key is for validation."""
+    left = corpus.keys[corpus.kept]
+    if len(np.unique(left)) < len(SPLITS):
+        why = f"has {len(left)} documents after cleaning, and each split needs one of its own"
+        fix = "give more text; or cut text files into more documents, as with --documents block"
+        raise Error(corpus.name, why, fix, BAD_INPUT)
+    corpus.val = corpus.keys < np.uint64(first_training_key(val_share))
+    if corpus.val[corpus.kept].all() or not corpus.val[corpus.kept].any():
+        corpus.val = corpus.keys == left.min()
+
+
+def _shards(job: Job, corpora: Sequence[Corpus]) -> Iterator[dict[str, Any]]:
+    """Write all shards in order, as what meta.json says of them."""
+    for split in SPLITS:
+        number = 0
+        for corpus in corpora:
+            for parts in _portions(corpus, split, job.shard_tokens):
+                yield _write(job.out, f"{split}-{number:05d}", split, corpus.name, parts)
+                number += 1
+
+
+def _portions(corpus: Corpus, split: str, shard_tokens: int) -> Iterator[list[dict[str, np.ndarray]]]:
+    """The chosen documents of successive pieces, as many together as make a shard."""
+    parts: list[dict[str, np.ndarray]] = []
+    size = 0
+    for i, path in enumerate(corpus.pieces):
+        part = _chosen(read_piece(path), corpus.chosen(i, split))
+        parts.append(part)
+        size += len(part["tokens"])
+        if size >= shard_tokens:
+            yield parts
+            parts, size = [], 0
+    if size:
+        yield parts
+
+
+def _chosen(piece: dict[str, Any], chosen: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays of a piece for some of its documents."""
+    of_sequences = np.repeat(chosen, piece["sequences"])
+    of_tokens = np.repeat(of_sequences, piece["lengths"])
+    return {
+        "tokens": piece["tokens"][of_tokens],
+        "lengths": piece["lengths"][of_sequences],
+        **{name: piece[name][chosen] for name in ("sequences", "n_chars", "n_bytes")},
+    }
+
+
+def _write(out: Path, stem: str, split: str, source: str, parts: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """One shard, and its entry in meta.json."""
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    parts.clear()  # a shard is large: not twice in memory
+    documents = np.cumsum(joined["sequences"], dtype=np.int64)
+    about = write_shard(out, stem, joined["tokens"], joined["lengths"], np.concatenate([[0], documents]))
+    sizes = {"text_bytes": int(joined["n_bytes"].sum()), "chars": int(joined["n_chars"].sum())}
+    return {**about, "split": split, "source": source, **sizes}

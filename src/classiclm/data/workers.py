@@ -1,0 +1,93 @@
+"""Worker processes that make pieces."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
+from pathlib import Path
+
+from classiclm.data.cleaning import Step
+from classiclm.data.duplicates import Near
+from classiclm.data.pieces import Block, make_piece, write_piece
+from classiclm.data.tokenizer import Tokenizer
+from classiclm.data.tokenizers import from_json
+from classiclm.errors import RESOURCE, Error
+
+
+class Pool:
+    """Worker processes with at most one block waiting, so that memory stays bounded; without any, work is done here."""
+
+    def __init__(self, n_workers: int, tokenizer: Tokenizer):
+        self._tokenizer, self._waiting = tokenizer, n_workers + 1
+        self._futures: set[Future[None]] = set()
+        self._executor = None
+        if n_workers > 1:
+            context = multiprocessing.get_context("spawn")
+            arguments = (tokenizer.to_json(),)
+            self._executor = ProcessPoolExecutor(n_workers, context, _start_worker, arguments)
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._executor is None:
+            return
+        try:
+            if kind is None:
+                self._collect(0)
+        finally:
+            self._executor.shutdown(cancel_futures=True)
+
+    def submit(self, path: Path, block: Block, steps: Sequence[Step], near: Near | None) -> None:
+        """Have one piece made; waits while enough are being made."""
+        if self._executor is None:
+            write_piece(path, make_piece(block, steps, near, self._tokenizer))
+            return
+        with _worker_died():
+            self._futures.add(self._executor.submit(_work, path, block, steps, near))
+        self._collect(self._waiting - 1)
+
+    def _collect(self, n_left: int) -> None:
+        while len(self._futures) > n_left:
+            done, self._futures = wait(self._futures, return_when=FIRST_COMPLETED)
+            for future in done:
+                with _worker_died():
+                    future.result()
+
+
+class _worker_died:
+    """Turns the end of a worker into an Error (exit 4)."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, _: object) -> None:
+        if isinstance(e, BrokenProcessPool):
+            fix = "run the same command again, which goes on from there; if memory is short, with fewer --workers"
+            raise Error("a worker process", "was killed", fix, RESOURCE) from e
+
+
+_worker: dict[str, Tokenizer] = {}  # of a worker process: what it was started with
+
+
+def _start_worker(tokenizer: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other cores have workers of their own
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _worker["tokenizer"] = from_json(tokenizer, "the tokenizer")
+
+
+def _die_with_parent() -> None:
+    """A parent that was killed cannot end its workers, and they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _work(path: Path, block: Block, steps: Sequence[Step], near: Near | None) -> None:
+    write_piece(path, make_piece(block, steps, near, _worker["tokenizer"]))
