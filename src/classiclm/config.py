@@ -210,7 +210,7 @@ def _value_of(field: Any) -> dict[str, Any]:
 
 
 def _with_default(comment: str, default: Any) -> str:
-    known = default is not dataclasses.MISSING and default not in (None, False, "")
+    known = default is not dataclasses.MISSING and default not in (None, False, "", ())
     return (f"{comment} [{default}]" if known else comment).strip().replace("%", "%%")
 
 
@@ -219,7 +219,7 @@ def _add_flag(parser: argparse.ArgumentParser, field: Any, hint: Any, name: str,
     metadata = typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
     many = any(typing.get_origin(part) in (tuple, list) for part in (hint, *typing.get_args(hint)))
     if Positional in metadata:
-        nargs = "+" if many else "?" if has_default else None
+        nargs = ("*" if has_default else "+") if many else "?" if has_default else None
         parser.add_argument(name, nargs=nargs, default=argparse.SUPPRESS, help=shown, metavar=field.name.upper())
     elif hint is bool and field.default is False:  # a switch; one that is on by default takes true or false
         parser.add_argument(f"--{name}", dest=name, action="store_true", default=argparse.SUPPRESS, help=shown)

@@ -24,6 +24,7 @@ from classiclm.config import (
     validate,
 )
 from classiclm.data.cleaning import Cleaning
+from classiclm.data.cluster import Engine, clean_on, next_command
 from classiclm.data.dataset import load_meta, open_dataset, write_meta
 from classiclm.data.duplicates import Near
 from classiclm.data.exports import export_llmc, export_nanogpt
@@ -39,7 +40,7 @@ from classiclm.train.signals import StopRequest, stop_requests
 
 _EXPORTS = {"nanogpt": export_nanogpt, "llmc": export_llmc}
 _SIZES = ("tokens", "documents", "sequences", "text_bytes", "chars")
-_NOT_THE_DATA = ("out", "config", "workers", "export")  # what changes no byte of the shards
+_NOT_THE_DATA = ("out", "config", "workers", "export", "engine")  # what changes no byte of the shards
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class PrepareFlags:
     shard_tokens: Positive = 1 << 25  # tokens in a shard, about
     workers: Positive | None = None  # processes; default: one for each core
     export: Literal["nanogpt", "llmc"] | None = None  # write the tokens in another project's form too, to OUT/NAME
+    engine: Engine = Engine()  # clean on datatrove's executor instead, a machine or a cluster: local, slurm or ray
     config: str | None = None  # a YAML file with any of these settings
 
 
@@ -75,10 +77,13 @@ def main(argv: Sequence[str], prog: str) -> int:
     if flags.out is None:
         raise Error("--out", "is missing", "name the folder to write, as in --out data/mix")
     out, request = Path(flags.out), StopRequest()
+    if flags.engine.kind:
+        return _clean_only(flags, out)
     with locked(out), stop_requests(request):
         _check_settings(out, flags)
         if not (out / "meta.json").is_file():
             job = _job(flags, _saved_revisions(out))
+            write_file(out / "config.yaml", _settings(flags).encode())
             if not _prepare(job, flags, request):
                 say(f"stopped by signal {request.number}; the same command goes on from there")
                 return 128 + (request.number or 0)
@@ -89,6 +94,24 @@ def main(argv: Sequence[str], prog: str) -> int:
             say(f"writing {out / flags.export}")
             _EXPORTS[flags.export](open_dataset(out), out / flags.export)
     return 0
+
+
+def _clean_only(flags: PrepareFlags, out: Path) -> int:
+    """Have datatrove clean the sources, and say what comes next. Raises Error (exit 2) for flags of what comes next."""
+    later = [name for name in ("limit", "weights", "export") if getattr(flags, name) is not None]
+    if later:
+        fix = "leave it out now, and give it to the command that makes shards of what is cleaned"
+        raise Error(f"--{later[0]}", "does nothing with --engine, which only cleans", fix)
+    with locked(out):
+        origins = _origins(flags, [])
+        workers = flags.workers or (_n_cores() if flags.engine.kind == "local" else None)
+        finished = clean_on(origins, out, flags.cleaning, flags.engine, workers)
+        say(f"cleaned; now: {next_command(origins, out)}" if finished else "when all jobs are done, run this once more")
+    return 0
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _flags(argv: Sequence[str], prog: str) -> PrepareFlags:
@@ -108,7 +131,6 @@ def _flags(argv: Sequence[str], prog: str) -> PrepareFlags:
 
 def _job(flags: PrepareFlags, revisions: Sequence[str | None]) -> Job:
     origins = _origins(flags, revisions)
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Job(
         origins=origins,
         out=Path(str(flags.out)),
@@ -118,7 +140,7 @@ def _job(flags: PrepareFlags, revisions: Sequence[str | None]) -> Job:
         weights=flags.weights,
         val_share=flags.val_share,
         shard_tokens=flags.shard_tokens,
-        workers=flags.workers or n_cores,
+        workers=flags.workers or _n_cores(),
         limit=flags.limit,
     )
 
@@ -145,18 +167,22 @@ def _steps(cleaning: Cleaning) -> list[str] | None:
 
 
 def _check_settings(out: Path, flags: PrepareFlags) -> None:
-    """Write config.yaml, or compare with the one that is there. Raises Error (exit 2) with the difference."""
-    path, text = out / "config.yaml", to_yaml(flags, leave_out=_NOT_THE_DATA)
+    """Compare with the config.yaml that is there. Raises Error (exit 2) with the difference, or for a folder in use."""
+    path = out / "config.yaml"
     if not path.is_file():
         others = [entry.name for entry in out.iterdir() if not entry.name.startswith(".")]
         if others:
             raise Error(out, f"has other files in it, such as {others[0]}", "choose an empty or new folder", USAGE)
-        write_file(path, text.encode())
         return
-    changed = difference(load_yaml(path), yaml.safe_load(text))
+    changed = difference(load_yaml(path), yaml.safe_load(_settings(flags)))
     if changed:
         why = "was begun with other settings (" + "; ".join(changed) + ")"
         raise Error(out, why, "choose another --out, or the settings it was begun with", USAGE)
+
+
+def _settings(flags: PrepareFlags) -> str:
+    """What decides the bytes of the shards, as YAML."""
+    return to_yaml(flags, leave_out=_NOT_THE_DATA)
 
 
 def _saved_revisions(out: Path) -> list[str | None]:

@@ -1,7 +1,8 @@
 """Texts and sentence pairs by name or path: what there is, and where it comes from.
 
 A string with a separator in it is a path (a text file, a folder of .txt and .md files, or a pattern such as
-"./letters/*.txt"), else a name. A folder with files like train.de and train.en is a corpus of sentence pairs: line n of
+"./letters/*.txt"), else a name. Files that hold many documents (.jsonl, .csv, .parquet, .mbox ...) are read as readers.py
+says, each record as a document. A folder with files like train.de and train.en is a corpus of sentence pairs: line n of
 one file is the translation of line n of the other.
 """
 
@@ -19,6 +20,8 @@ from pydantic import Field
 from classiclm.config import PositiveFloat, Rate
 from classiclm.data import plays
 from classiclm.data.locate import Download, find, locate
+from classiclm.data.opening import Notes, ending_of
+from classiclm.data.readers import FORMATS, Reading, read_file
 from classiclm.errors import BAD_INPUT, USAGE, Error, did_you_mean
 from classiclm.files import is_path
 
@@ -85,7 +88,7 @@ class SentencePairs:
 
 
 def read_documents(data: Data) -> list[str]:
-    """The texts of a corpus, one per file.
+    """The texts of a corpus: one per file, or per record of files that hold many.
 
     Raises Error: exit 2 for an unknown name, 3 for what cannot be read or is a corpus of sentence pairs.
     """
@@ -236,18 +239,45 @@ def _cut(data: Data, train: SentencePairs) -> dict[str, SentencePairs]:
     }
 
 
-def _read_path(path: Path, errors: str) -> list[str]:
+def _read_path(path: Path, errors: Literal["strict", "replace"]) -> list[str]:
+    return [text for file in _files_at(path) for text in _texts(file, errors)]
+
+
+def _files_at(path: Path) -> list[Path]:
+    """A file; or those of a pattern; or a folder's .txt and .md files, or if it has none, those that hold records."""
     if any(sign in str(path) for sign in "*?[") and not path.exists():
         files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
         if not files:
             raise Error(path, "matches no file", "correct the pattern; in a shell, put it in quotes", BAD_INPUT)
-        return [_read(file, errors) for file in files]
+        return files
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _TEXT_ENDINGS and p.is_file())
+        inside = sorted(file for file in path.rglob("*") if file.is_file())
+        files = [file for file in inside if file.suffix.lower() in _TEXT_ENDINGS] or list(filter(_has_records, inside))
         if not files:
             raise Error(path, "has no .txt or .md file", "name a folder with text files", BAD_INPUT)
-        return [_read(file, errors) for file in files]
-    return [_read(path, errors)]
+        return files
+    return [path]
+
+
+def _has_records(path: Path) -> bool:
+    """Whether a file is for readers.py: many documents in one, mail, or zstd."""
+    format = FORMATS.get(ending_of(path))
+    return format is not None and (format != "text" or path.suffix.lower() == ".zst")
+
+
+def _texts(path: Path, errors: Literal["strict", "replace"]) -> list[str]:
+    """The documents of a file. Raises Error (exit 3)."""
+    if not _has_records(path):
+        return [_read(path, errors)]
+    try:
+        return [document.text for document in read_file(path, Reading(errors=errors), path.name, Notes())]
+    except Error as e:
+        if "--" not in e.fix:  # a flag of `prepare`
+            raise
+        fix = "pass --data.errors replace, or run `classiclm prepare` on it, which can leave documents out"
+        if "column" in e.why:
+            fix = f"run `classiclm prepare` on it: {e.fix}"
+        raise Error(e.what, e.why, fix, e.code) from e
 
 
 def _read(path: Path, errors: str) -> str:

@@ -82,4 +82,3 @@ def _pieces(tokens: Tokens) -> Iterator[bytes]:
         with path.open("rb") as file:
             while piece := file.read(_PIECE * tokens.dtype.itemsize):
                 yield np.frombuffer(piece, tokens.dtype).astype("<u2", copy=False).tobytes()
-

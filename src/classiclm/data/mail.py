@@ -195,7 +195,7 @@ def _lotus_start(lines: list[str], i: int) -> int | None:
 
 _SIGNATURE = re.compile(r"^-- ?\n", re.MULTILINE)
 _SIGNATURE_LINES = 12  # a longer text behind the mark is no signature
-_RULE = re.compile(r"[ \t\r]*(?:[*_=-]{5,})?[ \t\r]*$")
+_RULE = re.compile(r"[ \t\r]*+(?:[*_=-]{5,}+[ \t\r]*+)?$")
 _DISCLAIMER = re.compile(
     r"(?:this|the information(?: contained| transmitted)? in this|the contents of this)"
     r" (?:e-?mail|(?:electronic )?(?:message|mail|communication|transmission))\b|confidentiality (?:notice|note)\b",
@@ -218,21 +218,13 @@ def signatures(text: str) -> str:
 
 def _without_disclaimers(text: str) -> str:
     lines = text.split("\n")
-    end = len(lines)
-    while paragraph := _last_paragraph(lines[:end]):
+    found = False
+    while True:
+        while lines and _RULE.match(lines[-1]):
+            lines.pop()
+        paragraph = list(itertools.takewhile(lambda line: not _RULE.match(line), reversed(lines)))[::-1]
         words = " ".join(" ".join(paragraph).split())
         if not _DISCLAIMER.match(words) or len(set(map(str.lower, _LEGAL.findall(words)))) < 2:
-            break
-        end = _last_line(lines[: _last_line(lines[:end]) - len(paragraph)])
-    return text if end == len(lines) else "\n".join(lines[:end])
-
-
-def _last_line(lines: list[str]) -> int:
-    """The number of lines up to the last that is neither blank nor a rule."""
-    return len(lines) - sum(1 for _ in itertools.takewhile(_RULE.match, reversed(lines)))
-
-
-def _last_paragraph(lines: list[str]) -> list[str]:
-    """The last lines between blank ones and rules."""
-    until = reversed(lines[: _last_line(lines)])
-    return list(itertools.takewhile(lambda line: not _RULE.match(line), until))[::-1]
+            return "\n".join(lines) if found else text
+        del lines[-len(paragraph) :]
+        found = True

@@ -60,8 +60,15 @@ def check_file(path: Path) -> None:
 
 def is_archive(path: Path) -> bool:
     """Whether the name is that of a file with files inside, or of one compressed twice."""
-    endings = [ending.lower() for ending in path.suffixes]
-    return any(ending in _ARCHIVES for ending in endings[-2:]) or sum(e in COMPRESSED for e in endings[-2:]) > 1
+    if path.suffix.lower() in COMPRESSED:
+        return ending_of(path) in (*_ARCHIVES, *COMPRESSED)
+    return path.suffix.lower() in _ARCHIVES
+
+
+def ending_of(path: Path) -> str:
+    """The ending that says what a file is, without that of its compression: ".txt" for A.TXT.gz."""
+    plain = Path(path.stem) if path.suffix.lower() in COMPRESSED else path
+    return plain.suffix.lower()
 
 
 def read_bytes(path: Path) -> Iterator[bytes]:
@@ -135,10 +142,10 @@ def read_text(path: Path, errors: str, notes: Notes) -> Iterator[str]:
     Raises Error (exit 3) for what the table above calls an error.
     """
     lines = IncrementalNewlineDecoder(None, translate=True)
-    first = True
-    for piece in _decoded(path, errors, notes):
-        yield lines.decode(piece.removeprefix("\ufeff") if first else piece)
-        first = False
+    at_start = True
+    for piece in filter(None, _decoded(path, errors, notes)):
+        yield lines.decode(piece.removeprefix("\ufeff") if at_start else piece)
+        at_start = False
     yield lines.decode("", final=True)
 
 
@@ -175,6 +182,17 @@ def _checked(path: Path, data: bytes, place: int, errors: str, notes: Notes) -> 
             raise Error(path, f"is not UTF-8 at byte {place + e.start}", fix, BAD_INPUT) from e
         text = data.decode(errors="surrogateescape")
         return text if errors == "skip" else replaced(text, notes)
+
+
+def is_sound(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it has no ESCAPED in it."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()  # three times as fast as to search
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def replaced(text: str, notes: Notes) -> str:

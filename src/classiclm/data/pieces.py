@@ -32,8 +32,15 @@ class Block:
     """Documents that go through cleaning and tokenising together."""
 
     documents: list[Document]
+    number: int  # of the block in its source
     position: Any  # of the source behind them, JSON-able
+    n_read: int  # documents of the source up to here
+    is_last: bool
     notes: dict[str, int]  # what the reader's policies did meanwhile
+
+    def about(self) -> dict[str, Any]:
+        """All but the documents."""
+        return {name: value for name, value in vars(self).items() if name != "documents"}
 
 
 @dataclass(frozen=True)
@@ -49,13 +56,7 @@ class Piece:
     signatures: np.ndarray  # (D, n_perm) uint32; (D, 0) unless near-duplicates are asked for
     names: list[str]  # of the documents
     effects: list[Effects]  # of the cleaning steps
-    position: Any  # as in Block
-    notes: dict[str, int]
-
-    def n_tokens(self) -> np.ndarray:
-        """(D,) tokens of each document."""
-        ends = np.cumsum(self.lengths, dtype=np.int64)[np.cumsum(self.sequences) - 1]
-        return np.diff(ends, prepend=0)
+    block: dict[str, Any]  # Block.about, with what became of the notes
 
 
 _ARRAYS = ("tokens", "lengths", "sequences", "keys", "n_chars", "n_bytes", "signatures")
@@ -84,8 +85,7 @@ def make_piece(block: Block, steps: Sequence[Step], near: Near | None, tokenizer
         signatures=_signatures(texts, near),
         names=[document.name for document in documents],
         effects=effects,
-        position=block.position,
-        notes=dict(notes),
+        block={**block.about(), "notes": dict(notes)},
     )
 
 
@@ -101,7 +101,7 @@ def _encode(documents: Sequence[Document], tokenizer: Tokenizer) -> list[list[np
             lines = ([line.strip() for line in document.text.split("\n")] for document in documents)
             encoded = (tokenizer.encode_documents([line for line in part if line]) for part in lines)
             return [[sentence for sentence in part if len(sentence)] for part in encoded]
-        end = np.array(separator(tokenizer), tokenizer.dtype)
+        end: np.ndarray = np.array(separator(tokenizer), tokenizer.dtype)
         return [[np.append(part, end)] for part in tokenizer.encode_documents([d.text for d in documents])]
     except Error as e:
         raise _named(documents, tokenizer, e) from e
@@ -127,15 +127,14 @@ def write_piece(path: Path, piece: Piece) -> None:
     about = {
         "names": piece.names,
         "effects": [effects.to_json() for effects in piece.effects],
-        "position": piece.position,
-        "notes": piece.notes,
+        "block": piece.block,
     }
     text = json.dumps(about, ensure_ascii=True)  # odd file names are escaped
     write_file(path, save({name: getattr(piece, name) for name in _ARRAYS}, {"about": text}))
 
 
 def read_piece(path: Path, names: Sequence[str] = _ARRAYS) -> dict[str, Any]:
-    """The named arrays of a piece, and `about`: names, effects, position, notes. Raises Error (exit 3)."""
+    """The named arrays of a piece, and `about`: names, effects, block. Raises Error (exit 3)."""
     try:
         with safe_open(path, "np") as file:
             about = json.loads(file.metadata()["about"])

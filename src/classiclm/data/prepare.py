@@ -85,14 +85,13 @@ def map_stage(job: Job, say: Say, stopped: Stopped) -> Tokenizer | None:
     tokenizer = _tokenizer(job, say, stopped)
     if tokenizer is None:
         return None
+    progress = _Progress(say)
     with Pool(job.workers, tokenizer) as pool:
-        progress = _Progress(say)
-        for i, origin in enumerate(job.origins):
-            for path, block in _missing(job, i, origin):
-                pool.submit(path, block, job.steps(origin), job.near_of(origin))
-                progress.add(origin.name, block)
-                if stopped():
-                    return None
+        for i, origin, block in _missing(job):
+            pool.submit(piece_path(job, i, block.number), block, job.steps(origin), job.near_of(origin))
+            progress.add(origin.name, block)
+            if stopped():
+                return None
     return tokenizer
 
 
@@ -166,34 +165,40 @@ def _cleaned(text: str, steps: Sequence[Step]) -> str:
     return text
 
 
-def _missing(job: Job, i: int, origin: Origin) -> Iterator[tuple[Path, Block]]:
-    """The blocks of an origin whose pieces are not there. Reading begins behind the first ones that are."""
-    n_done, position, n_read = 0, None, 0
-    while (path := piece_path(job, i, n_done)).is_file():
-        about = read_piece(path, ())["about"]
-        position, n_read, n_done = about["position"]["next"], about["position"]["n_read"], n_done + 1
-        if about["position"]["end"]:
-            return
-    limit = None if job.limit is None else job.limit - n_read
-    for j, block in enumerate(_blocks(origin, position, n_read, limit), n_done):
-        path = piece_path(job, i, j)
+def _missing(job: Job) -> Iterator[tuple[int, Origin, Block]]:
+    """The blocks of all origins whose pieces are not there."""
+    for i, origin in enumerate(job.origins):
+        for block in _blocks(origin, _begun(job, i), job.limit):
+            if not piece_path(job, i, block.number).is_file():
+                yield i, origin, block
+
+
+def _begun(job: Job, i: int) -> Block | None:
+    """The last of the first blocks of an origin whose pieces are there, without its documents."""
+    last = None
+    for number in itertools.count():
+        path = piece_path(job, i, number)
         if not path.is_file():
-            yield path, block
+            return last
+        last = Block([], **read_piece(path, ())["about"]["block"])
+    return None
 
 
-def _blocks(origin: Origin, start: Any, n_read: int, limit: int | None) -> Iterator[Block]:
-    """Documents in order, BLOCK_CHARS characters at a time; the last block may have none."""
+def _blocks(origin: Origin, last: Block | None, limit: int | None) -> Iterator[Block]:
+    """Documents in order, BLOCK_CHARS characters at a time, behind the block `last`; the final one may have none."""
+    if last is not None and last.is_last:
+        return
+    number, position, n_read = (last.number + 1, last.position, last.n_read) if last else (0, None, 0)
     notes, seen = Notes(), Counter[str]()
     documents: list[Document] = []
-    size, position = 0, start
-    for document, position in itertools.islice(origin.read(start, notes), limit):
+    size, start = 0, position
+    for document, position in itertools.islice(origin.read(start, notes), None if limit is None else limit - n_read):
         documents.append(document)
-        size += len(document.text)
-        n_read += 1
+        size, n_read = size + len(document.text), n_read + 1
         if size >= BLOCK_CHARS:
-            yield Block(documents, {"next": position, "n_read": n_read, "end": False}, dict(notes.counts - seen))
-            documents, size, seen = [], 0, Counter(notes.counts)
-    yield Block(documents, {"next": position, "n_read": n_read, "end": True}, dict(notes.counts - seen))
+            yield Block(documents, number, position, n_read, False, dict(notes.counts - seen))
+            documents, size, seen, number = [], 0, Counter(notes.counts), number + 1
+    yield Block(documents, number, position, n_read, True, dict(notes.counts - seen))
 
 
 class _Progress:

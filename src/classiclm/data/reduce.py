@@ -14,7 +14,7 @@ import numpy as np
 
 from classiclm.data.cleaning import Effects
 from classiclm.data.documents import Document
-from classiclm.data.duplicates import NearIndex
+from classiclm.data.duplicates import EXACT, NEAR, NearIndex
 from classiclm.data.pieces import read_piece
 from classiclm.data.prepare import Job, Say, Stopped, first_training_key, piece_paths
 from classiclm.data.shards import write_shard
@@ -67,7 +67,7 @@ def _read_corpus(job: Job, i: int) -> Corpus:
     for path in paths:
         piece = read_piece(path, ["keys"])
         keys.append(piece["keys"])
-        notes.update(piece["about"]["notes"])
+        notes.update(piece["about"]["block"]["notes"])
         for total, part in zip(effects, piece["about"]["effects"], strict=True):
             total.merge(Effects.from_json(part))
     joined = np.concatenate(keys)
@@ -89,42 +89,57 @@ def _drop_exact(job: Job, corpora: Sequence[Corpus], tokenizer: Tokenizer) -> No
         corpus = corpora[i]
         corpus.kept &= kept[start : start + len(corpus.keys)]
         start += len(corpus.keys)
-        _count_removed(corpus, np.flatnonzero(~corpus.kept), "exact", "exact duplicate", "", tokenizer)
+        gone, everything = np.flatnonzero(~corpus.kept), np.ones(len(corpus.keys), bool)
+        _count_removed(
+            corpus, gone, Effects("exact"), EXACT, _first_with(corpora, gone[:1], corpus), tokenizer, everything
+        )
 
 
 def _drop_near(job: Job, corpora: Sequence[Corpus], tokenizer: Tokenizer, say: Say) -> None:
     """A document goes if it is nearly the same as one that stays, of the corpora that ask for this step."""
-    asking = [i for i, origin in enumerate(job.origins) if "near" in origin.steps]
-    index = NearIndex(job.near) if asking else None
-    for i in asking:
-        corpus, gone, original = corpora[i], [], ""
-        for j, path in enumerate(corpus.pieces):
-            piece = read_piece(path, ["signatures"])
-            first = int(corpus.ends[j - 1]) if j else 0
-            for k in np.flatnonzero(corpus.kept[first : corpus.ends[j]]):
-                found = index.add(piece["about"]["names"][k], piece["signatures"][k]) if index else None
-                if found is not None:
-                    original = original or found
-                    gone.append(first + int(k))
+    index = NearIndex(job.near)
+    for origin, corpus in zip(job.origins, corpora, strict=True):
+        if "near" not in origin.steps:
+            continue
+        found = [_near_in_piece(corpus, j, index) for j in range(len(corpus.pieces))]
+        gone = np.array([number for part in found for number in part], np.int64)
+        original = next((name for part in found for name in part.values()), "")
         before = corpus.kept.copy()
         corpus.kept[gone] = False
-        _count_removed(corpus, np.array(gone, np.int64), "near", "near-duplicate", original, tokenizer, before)
+        _count_removed(corpus, gone, Effects("near"), NEAR, original, tokenizer, before)
         say(f"{corpus.name}: {len(gone):,} of {before.sum():,} documents are near-duplicates")
+
+
+def _near_in_piece(corpus: Corpus, j: int, index: NearIndex) -> dict[int, str]:
+    """The near-duplicates among the documents of a piece that are left, each with the name of what it is like."""
+    piece = read_piece(corpus.pieces[j], ["signatures"])
+    first = int(corpus.ends[j - 1]) if j else 0
+    left = np.flatnonzero(corpus.kept[first : corpus.ends[j]])
+    found = {first + int(k): index.add(piece["about"]["names"][k], piece["signatures"][k]) for k in left}
+    return {number: name for number, name in found.items() if name is not None}
+
+
+def _first_with(corpora: Sequence[Corpus], number: np.ndarray, corpus: Corpus) -> str:
+    """The name of the first document with the same key as this one; empty for no document."""
+    for other in corpora if len(number) else ():
+        same = np.flatnonzero(other.keys == corpus.keys[number])
+        if len(same):
+            piece, k = _place(other, int(same[0]))
+            return str(read_piece(piece, ())["about"]["names"][k])
+    return ""
 
 
 def _count_removed(
     corpus: Corpus,
     gone: np.ndarray,
-    step: str,
+    effects: Effects,
     reason: str,
     original: str,
     tokenizer: Tokenizer,
-    before: np.ndarray | None = None,
+    before: np.ndarray,
 ) -> None:
-    """Add the effects of a step that removed the documents `gone` of those in `before`; the first is its example."""
-    before = np.ones(len(corpus.keys), bool) if before is None else before
+    """Count what a step did that removed the documents `gone` of those in `before`; the first is its example."""
     chars = np.concatenate([read_piece(path, ["n_chars"])["n_chars"] for path in corpus.pieces])
-    effects = Effects(step)
     if len(gone):
         effects.remove(_document(corpus, int(gone[0]), tokenizer), reason, original)
         effects.removed[reason] = len(gone)
@@ -134,11 +149,16 @@ def _count_removed(
     corpus.effects.append(effects)
 
 
+def _place(corpus: Corpus, number: int) -> tuple[Path, int]:
+    """The piece that a document is in, and its place there."""
+    i = int(np.searchsorted(corpus.ends, number, side="right"))
+    return corpus.pieces[i], number - (int(corpus.ends[i - 1]) if i else 0)
+
+
 def _document(corpus: Corpus, number: int, tokenizer: Tokenizer) -> Document:
     """A document by its number, with the text that its tokens stand for."""
-    i = int(np.searchsorted(corpus.ends, number, side="right"))
-    piece = read_piece(corpus.pieces[i])
-    k = number - (int(corpus.ends[i - 1]) if i else 0)
+    path, k = _place(corpus, number)
+    piece = read_piece(path)
     ends = _document_ends(piece)
     start = int(ends[k - 1]) if k else 0
     return Document(tokenizer.decode(piece["tokens"][start : ends[k]].tolist()), piece["about"]["names"][k])

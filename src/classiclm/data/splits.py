@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from classiclm.data.corpora import Data, read_documents
+from classiclm.data.corpora import Data, Documents, read_documents
 from classiclm.data.dataset import Dataset, is_dataset, open_dataset
 from classiclm.data.tokenizers import Tokenizer, make_tokenizer
 from classiclm.errors import BAD_INPUT, USAGE, Error
@@ -28,7 +28,7 @@ class Split:
     ranges: tuple[tuple[str, int, int, float], ...] = ()  # a mixture: source, first token, end, weight
 
 
-def n_targets(split: Split, documents: str) -> int:
+def n_targets(split: Split, documents: Documents) -> int:
     """How many tokens of a split are predicted if all of it is measured: all but the first, or all but the first of
     each document if windows keep documents apart."""
     apart = documents != "joined" and split.document_ends is not None
@@ -43,7 +43,7 @@ class TextData:
     tokenizer: Tokenizer
     train: Split
     val: Split
-    documents: str = "joined"  # how windows treat them, as in Data
+    documents: Documents = "joined"  # how windows treat them
 
     def split(self, name: str) -> Split:
         """The split by name. Raises Error (exit 2)."""
@@ -77,7 +77,7 @@ def prepare_text(data: Data, tokenizer: str | Tokenizer) -> TextData:
     splits = [_encode(part, tokenizer) for part in (train, val)]
     if min(split.n_bytes for split in splits) < 1:  # nothing to predict
         raise too_short
-    return TextData(data.name, tokenizer, *splits, data.documents)
+    return TextData(data.name, tokenizer, splits[0], splits[1], data.documents)
 
 
 def is_prepared(name: str) -> bool:
@@ -103,8 +103,8 @@ def open_for(data: Data, tokenizer: str | Tokenizer, sequences: str) -> Dataset:
 
 def _of_dataset(data: Data, dataset: Dataset) -> TextData:
     weights = _weights(data, dataset)
-    splits = [_of_shards(dataset, name, weights) for name in ("train", "val")]
-    return TextData(data.name, dataset.tokenizer, *splits, data.documents)
+    train, val = (_of_shards(dataset, name, weights) for name in ("train", "val"))
+    return TextData(data.name, dataset.tokenizer, train, val, data.documents)
 
 
 def _weights(data: Data, dataset: Dataset) -> dict[str, float] | None:
