@@ -55,12 +55,12 @@ def test_case_width_ligatures_and_white_space_make_no_difference():
 
 
 @given(st.text("ab \n", max_size=8), st.text("ab \n", max_size=8))
-def test_keys_are_equal_just_where_the_words_are(a, b):
-    assert (content_key(a) == content_key(b)) == (a.split() == b.split())
+def test_keys_are_equal_just_where_the_letters_are(a, b):
+    assert (content_key(a) == content_key(b)) == ("".join(a.split()) == "".join(b.split()))
 
 
 def test_the_key_is_64_bits_of_blake2b():
-    digest = hashlib.blake2b(b"to be or not", digest_size=8).digest()
+    digest = hashlib.blake2b(b"tobeornot", digest_size=8).digest()
     assert content_key(" To be,\tor not".replace(",", "")) == sum(byte << 8 * i for i, byte in enumerate(digest))
     assert content_key("\udc80") != content_key("\udc81")  # bytes that were no UTF-8
 

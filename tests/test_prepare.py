@@ -43,23 +43,6 @@ def documents_of(folder, split):
 @pytest.fixture
 def texts():
     words = "the a cat dog house river walks sees under over green old and but slowly home"
-        "the",
-        "a",
-        "cat",
-        "dog",
-        "house",
-        "river",
-        "walks",
-        "sees",
-        "under",
-        "over",
-        "green",
-        "old",
-        "and",
-        "but",
-        "slowly",
-        "home",
-    ]
     rng = random.Random(5)
     return [f"Text {i}. " + " ".join(rng.choices(words.split(), k=rng.randint(5, 60))) for i in range(300)]
 

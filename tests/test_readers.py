@@ -8,7 +8,6 @@ import mailbox
 import os
 import random
 import re
-import resource
 import socket
 import subprocess
 import sys
@@ -60,7 +59,7 @@ def packed(data, ending):
     if ending == ".gz":
         return gzip.compress(data)
     if ending == ".zst":
-        return pytest.importorskip("zstandard").compress(data)
+        return pytest.importorskip("zstandard").ZstdCompressor(write_checksum=True).compress(data)  # as zstd does
     return data
 
 
@@ -89,7 +88,6 @@ def test_lines_are_numbered_as_in_an_editor_and_blank_ones_are_none(tmp_path):
 def test_every_format_is_read_plain_and_compressed(tmp_path, kind, ending):
     rows = [("one", 'zwei, "drei"'), ("two", "vier\nfünf")]
     if kind == "parquet":
-        pytest.importorskip("pyarrow")
         data = parquet_of({"name": [a for a, _ in rows], "text": [b for _, b in rows]})
     elif kind in ("csv", "tsv"):
         out = io.StringIO()
@@ -99,8 +97,8 @@ def test_every_format_is_read_plain_and_compressed(tmp_path, kind, ending):
         data = "".join(json.dumps({"name": a, "text": b}) + "\n" for a, b in rows).encode()
     else:
         data = b"Subject: x\n\n" + rows[1][1].encode()
-    path = write(tmp_path / f"a.{kind}{ending}", packed(data, ending))
     expected = [b for _, b in rows] if kind in ("jsonl", "csv", "tsv", "parquet") else [data.decode()]
+    path = write(tmp_path / f"a.{kind}{ending}", packed(b"From a\n" * (kind == "mbox") + data, ending))
     assert texts(path) == expected
     assert texts(path.rename(tmp_path / f"A.{kind.upper()}{ending.upper()}")) == expected
 
@@ -185,19 +183,15 @@ def test_bad_bytes_cost_only_the_block_or_line_they_are_in(tmp_path):
 
 
 def test_bad_bytes_in_records_follow_the_policy(tmp_path):
-    pytest.importorskip("pyarrow")
-    import pyarrow
-
+    pyarrow = pytest.importorskip("pyarrow")
     bad = pyarrow.array([b"good", b"b\xffd"]).cast(pyarrow.binary())
     broken = pyarrow.StringArray.from_buffers(2, bad.buffers()[1], bad.buffers()[2])  # as nothing checks
     files = {
         "a.parquet": parquet_of({"text": broken}),
-        "b.parquet": parquet_of({"text": broken.cast(pyarrow.binary()).dictionary_encode().cast("binary")}),
         "a.jsonl": b'{"text": "good"}\n{"text": "b\xffd"}\n',
         "half.jsonl": b'{"text": "good"}\n{"text": "b\\ud83dd"}\n',
         "a.csv": b"text\ngood\nb\xffd\n",
     }
-    del files["b.parquet"]
     for name, data in files.items():
         path = write(tmp_path / name, data)
         assert "UTF-8" in refusal(path) or "half a character" in refusal(path), name
@@ -267,7 +261,7 @@ def test_of_a_message_that_is_too_long_the_beginning_is_kept(tmp_path, monkeypat
     assert texts(write(tmp_path / "a.eml", message), notes) == [message[:100]]
     box = f"From a\n{message}\n\nFrom b\nSubject: z\n\nshort\n"
     found = texts(write(tmp_path / "a.mbox", box), notes)
-    assert found == [message[:100], "Subject: z\n\nshort\n\n"]
+    assert found == [message[:100], "Subject: z\n\nshort\n"]
     assert list(notes.counts.values()) == [2]
 
 
@@ -388,9 +382,8 @@ def test_random_bytes_are_read_or_refused_in_one_line(tmp_path, data, kind):
     path = write(tmp_path / f"a.{kind}", data)
     try:
         documents(path, errors="replace")
-    except Error as e:
-        assert e.code == BAD_INPUT
-        assert "\n" not in str(e)
+    except Error:
+        refusal(path, errors="replace")
 
 
 # --- mail ---
@@ -446,14 +439,14 @@ def test_zeros_behind_a_gzip_member_are_padding(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
-def test_a_bomb_is_refused_before_it_unfolds_and_zeros_are_no_text(tmp_path, ending):
+def test_a_bomb_is_refused_before_it_unfolds(tmp_path, ending):
     path = write(tmp_path / f"a.txt{ending}", packed(b"a" * (200 << 20), ending))
     limit = 65 << 20 if ending == ".gz" else 129 << 20
-    n_out = 0
+    sizes = []
     with pytest.raises(Error, match="more than 200 times its size"):
-        for piece in opening.read_bytes(path):
-            n_out += len(piece)
-    assert n_out <= limit
+        sizes.extend(map(len, opening.read_bytes(path)))
+    assert max(sizes, default=0) <= 32 << 20
+    assert sum(sizes) <= limit
     refusal(path)
 
 
@@ -490,7 +483,7 @@ def archives():
 @pytest.mark.parametrize("name", archives())
 def test_archives_and_files_compressed_twice_are_refused(tmp_path, name):
     message = refusal(write(tmp_path / name, archives()[name]), format="text")
-    assert ("archive" in message) == (name not in ("a.txt", "b.txt", "c.txt.gz"))
+    assert ("is an archive" in message) == (name not in ("a.txt", "b.txt", "c.txt.gz"))
 
 
 def test_a_text_about_archives_is_a_text(tmp_path):
@@ -513,7 +506,7 @@ def test_empty_files_are_counted(tmp_path):
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
 @pytest.mark.parametrize("errors", ["strict", "replace", "skip"])
 def test_binary_files_are_refused_and_the_zero_byte_is_named(tmp_path, name, errors):
-    path = write(tmp_path / name, b"text\n" * 400_000 + b"\0")
+    path = write(tmp_path / name, b"\n" * 2_000_000 + b"\0")
     assert "a zero byte at 2000000" in refusal(path, errors=errors)
 
 
@@ -530,16 +523,8 @@ def odd_files(tmp_path):
     (tmp_path / "link.txt").symlink_to(tmp_path / "nowhere")
     (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
     (tmp_path / "folder.txt").mkdir()
-    return [
-        "pipe.txt",
-        "socket.txt",
-        "link.txt",
-        "loop.txt",
-        "folder.txt",
-        "missing.txt",
-        "x" * 300 + ".txt",
-        "a\0.txt",
-    ]
+    there = ["pipe.txt", "socket.txt", "link.txt", "loop.txt", "folder.txt"]
+    return [*there, "missing.txt", "x" * 300 + ".txt", "a\0.txt"]
 
 
 @pytest.mark.timeout(20)
@@ -559,9 +544,7 @@ def test_what_is_no_regular_file_in_a_folder_or_pattern_is_named(tmp_path, numbe
     name = odd_files(tmp_path)[number]
     for place in (tmp_path, f"{tmp_path}/{name[:4]}*", tmp_path / name):
         with pytest.raises(Error, match=name):
-            for path in list_files(str(place)):
-                if path.name == name:
-                    documents(path)
+            [documents(path) for path in list_files(str(place)) if path.name == name]
 
 
 # --- lists of files ---
@@ -661,7 +644,7 @@ def test_memory_is_bounded_for_a_huge_record(tmp_path, name, limit, is_read):
     path = tmp_path / name
     fill = {"a.jsonl": "x" * 60_000_000, "emoji.jsonl": "\U0001f600" * 12_000_000, "long.jsonl": "x" * 100_000_000}
     record = '{"text": "' + fill.get(name, "") + '"}\n'
-    write(path, record if name in fill else b'text\n"' + b"x" * 1000 + b"\n" * 99_000_000)
+    write(path, record if name in fill else b'text\n"' + (b"x" * 99 + b"\n") * 1_000_000)
     size, n = peak(path)
     assert (n > 0) == is_read
     assert size < limit
@@ -669,23 +652,17 @@ def test_memory_is_bounded_for_a_huge_record(tmp_path, name, limit, is_read):
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.txt.gz", "a.txt.zst", "a.mbox", "a.parquet"])
 def test_memory_does_not_grow_with_the_file(tmp_path, name):
-    rows = [f"{i} " + "word " * 400 for i in range(2_000)]
-    small = {"a.jsonl": "".join(json.dumps({"text": row}) + "\n" for row in rows).encode()}
-    small["a.csv"] = ("text\n" + "\n".join(rows) + "\n").encode()
-    small["a.mbox"] = "".join(f"From a\nX: y\n\n{row}\n\n" for row in rows).encode()
-    plain = small.get(name, "\n".join(rows).encode())
-    plain = plain.removeprefix(b"text\n") if name == "a.csv" else plain
-    head = b"text\n" if name == "a.csv" else b""
+    generator = random.Random(1)
+    rows = [generator.randbytes(1000).hex() for _ in range(2_000)]
+    forms = {
+        ".jsonl": "".join(json.dumps({"text": row}) + "\n" for row in rows),
+        ".mbox": "".join(f"From a\nX: y\n\n{row}\n\n" for row in rows),
+    }
     if name == "a.parquet":
         data = parquet_of({"text": rows * 25}, row_group_size=100_000, use_dictionary=False)
     else:
-        data = packed(head + plain * 25, Path(name).suffix if "txt." in name else "")
+        text = forms.get(Path(name).suffix, "".join(f"{row}\n" for row in rows)) * 25
+        data = packed(("text\n" * (name == "a.csv") + text).encode(), Path(name).suffix)
     size, n = peak(write(tmp_path / name, data))
     assert n > 95_000_000
     assert size < 90
-
-
-def test_the_limits_of_this_process_stay(tmp_path):
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    documents(write(tmp_path / "a.csv", "text\nx\n"))
-    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before

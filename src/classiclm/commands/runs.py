@@ -10,6 +10,8 @@ import torch
 from classiclm import registry
 from classiclm.commands.tasks import KINDS, Corpus, Kind, make_task
 from classiclm.config import load_yaml, merge, parse_flags, validate, with_model
+from classiclm.data.splits import is_prepared
+from classiclm.data.tokenizers import is_learnt, load_tokenizer
 from classiclm.errors import Error
 from classiclm.nn.attention import choose_path, set_attention_path
 from classiclm.train import machine
@@ -89,8 +91,20 @@ def _kind(config: TrainConfig) -> Kind:
 
 
 def _with_vocabulary(config: TrainConfig, data: Corpus) -> TrainConfig:
+    """The config with the vocabulary's size, and with the tokenizer of prepared data, which has its own."""
     model = dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size)
-    return dataclasses.replace(config, model=model)
+    tokenizer = data.name if is_prepared(data.name) else config.tokenizer
+    return dataclasses.replace(config, model=model, tokenizer=tokenizer)
+
+
+def check_tokenizer(given: dict[str, Any], data: Corpus) -> None:
+    """A tokenizer that was asked for has to be that of prepared data. Raises Error (exit 2)."""
+    asked = given.get("tokenizer")
+    if asked is None or not is_prepared(data.name):
+        return
+    if is_learnt(asked) or load_tokenizer(asked).fingerprint != data.tokenizer.fingerprint:
+        why = f"{asked} was asked for, and {data.name} holds the tokens of its own"
+        raise Error("--tokenizer", why, "leave it out, or prepare the text with it")
 
 
 def check_vocabulary(given: dict[str, Any], data: Corpus) -> None:

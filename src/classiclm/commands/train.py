@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from classiclm.commands import sweeps
-from classiclm.commands.runs import check_vocabulary, choose_preset, make_trainer, plain, prepare, resolve
+from classiclm.commands.runs import (
+    check_tokenizer,
+    check_vocabulary,
+    choose_preset,
+    make_trainer,
+    plain,
+    prepare,
+    resolve,
+)
 from classiclm.config import to_yaml
 from classiclm.errors import Error
 from classiclm.train.progress import format_seconds, say
@@ -39,6 +47,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         raise Error("--out", "is missing", "name the run's folder, as in --out runs/a")
     data = prepare(config)
     check_vocabulary(given, data)
+    check_tokenizer(given, data)
     trainer = make_trainer(Path(flags.out), config, "train", data)
     return report(trainer, trainer.fit())
 

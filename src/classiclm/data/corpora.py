@@ -1,9 +1,9 @@
 """Texts and sentence pairs by name or path: what there is, and where it comes from.
 
 A string with a separator in it is a path (a text file, a folder of .txt and .md files, or a pattern such as
-"./letters/*.txt"), else a name. Files that hold many documents (.jsonl, .csv, .parquet, .mbox ...) are read as readers.py
-says, each record as a document. A folder with files like train.de and train.en is a corpus of sentence pairs: line n of
-one file is the translation of line n of the other.
+"./letters/*.txt"), else a name. Files that hold many documents (.jsonl, .csv, .parquet, .mbox ...) are read as
+readers.py says, each record as a document. A folder with files like train.de and train.en is a corpus of sentence
+pairs: line n of one file is the translation of line n of the other.
 """
 
 import glob

@@ -30,14 +30,15 @@ def read_message(path: Path, limit: int) -> tuple[str, bool]:
 def read_messages(path: Path, limit: int) -> Iterator[tuple[str, bool]]:
     """The messages of an mbox, each as from `read_message`, without white space only. Raises Error (exit 3).
 
-    A message begins with a line "From ..." behind an empty one (RFC 4155); a line ">From" in it is "From".
+    A message begins with a line "From ..." behind an empty one, which is part of neither message (RFC 4155); a line
+    ">From" in it is "From".
     """
     message: list[bytes] = []
     size, after_blank = 0, True
     for line in itertools.chain(_lines(path), [b"\n", b"From "]):
         if after_blank and line.startswith(b"From "):
             if any(map(bytes.strip, message)):
-                yield _text(b"".join(message), limit)
+                yield _text(b"".join(message).removesuffix(b"\n"), limit)
             message, size = [], 0
         elif size <= limit:
             message.append(line[1:] if _QUOTED.match(line) else line)

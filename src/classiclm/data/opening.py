@@ -26,7 +26,7 @@ from classiclm.errors import BAD_INPUT, Error
 from classiclm.extras import need
 
 _PIECE = 1 << 20  # bytes that come out of a file at once
-_ZSTD_PIECE = 1 << 11  # bytes that go in: a block of four bytes may stand for 128 KiB
+_ZSTD_PIECE = 1 << 10  # bytes that go in, for 32 MiB at most: a block of four bytes may stand for 128 KiB
 _BOMB_BYTES, _BOMB_RATIO = 64 << 20, 200
 _ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".lz4")
 COMPRESSED = (".gz", ".zst")
@@ -79,9 +79,8 @@ def read_bytes(path: Path) -> Iterator[bytes]:
         if ending == ".gz":
             yield from _unpacked(path, _PIECE, lambda: zlib.decompressobj(wbits=31), _inflate)
         elif ending == ".zst":
-            zstandard = need("zstandard", "data")
-            new = zstandard.ZstdDecompressor().decompressobj
-            yield from _unpacked(path, _ZSTD_PIECE, new, lambda unpacker, data: iter([unpacker.decompress(data)]))
+            new = need("zstandard", "data").ZstdDecompressor().decompressobj
+            yield from _unpacked(path, _ZSTD_PIECE, new, lambda unpacker, data: map(unpacker.decompress, [data]))
         else:
             yield from _raw(path, _PIECE)
     except OSError as e:
@@ -106,28 +105,25 @@ def _unpacked(
 ) -> Iterator[bytes]:
     """The members or frames of a compressed file in a row. Raises Error (exit 3) if it is cut or a bomb."""
     n_in = n_out = 0
-    unpacker = new()
-    fresh = True  # nothing has gone into this unpacker
+    unpacker, fresh = new(), True  # fresh: nothing has gone into this one
     for data in _raw(path, size):
         n_in += len(data)
-        while data:
-            if fresh and n_out and not data.strip(b"\0"):  # padding behind the last member, as on tapes
-                break
-            try:
-                for piece in unpack(unpacker, data):
-                    n_out += len(piece)
-                    _check_ratio(path, n_in, n_out)
-                    yield piece
-            except Exception as e:  # zlib.error, ZstdError
-                if isinstance(e, Error):
-                    raise
-                raise Error(path, f"is damaged ({e})", "replace it by a whole file", BAD_INPUT) from e
-            fresh, data = False, b""
-            if unpacker.eof:
-                data = unpacker.unused_data
-                unpacker, fresh = new(), True
+        while data and not (fresh and n_out and not data.strip(b"\0")):  # nor padding behind the end, as on tapes
+            for piece in _named(unpack(unpacker, data), path):
+                n_out += len(piece)
+                _check_ratio(path, n_in, n_out)
+                yield piece
+            fresh, data = unpacker.eof, unpacker.unused_data
+            unpacker = new() if fresh else unpacker
     if not fresh:
         raise Error(path, "is damaged (it ends too early)", "replace it by a whole file", BAD_INPUT)
+
+
+def _named(pieces: Iterator[bytes], path: Path) -> Iterator[bytes]:
+    try:
+        yield from pieces
+    except Exception as e:  # zlib.error or ZstdError, of a package that may not be there
+        raise Error(path, f"is damaged ({e})", "replace it by a whole file", BAD_INPUT) from e
 
 
 def _check_ratio(path: Path, n_in: int, n_out: int) -> None:

@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from classiclm.data.workers import Pool
 from classiclm.errors import BAD_INPUT, Error
 from classiclm.files import make_folder, write_file
 
-BLOCK_CHARS = 8 << 20  # characters of text that a worker gets at once
+BLOCK_CHARS = 4 << 20  # characters of text that a worker gets at once
 LEARNT_FROM = 32 << 20  # characters that a tokenizer is learnt from at most
 _SAY_EVERY = 10.0  # seconds
 _ORIGINS = "origins.json"
@@ -143,16 +143,22 @@ def _texts_to_learn_from(job: Job) -> Iterator[str]:
     alphabet has to hold every character."""
     weights = job.weights or (1.0,) * len(job.origins)
     for origin, weight in zip(job.origins, weights, strict=True):
-        left = LEARNT_FROM * weight / sum(weights)
-        for document, _ in itertools.islice(origin.read(None, Notes()), job.limit):
-            text = _cleaned(document.text, job.steps(origin))
-            if job.tokenizer == "char":
-                yield text + "\n"
-            elif text and content_key(text) >= first_training_key(job.val_share):
-                yield text
-                left -= len(text)
-                if left <= 0:
-                    break
+        documents = itertools.islice(origin.read(None, Notes()), job.limit)
+        texts = (_cleaned(document.text, job.steps(origin)) for document, _ in documents)
+        if job.tokenizer == "char":
+            yield from (text + "\n" for text in texts)
+        else:
+            yield from _first(texts, LEARNT_FROM * weight / sum(weights), first_training_key(job.val_share))
+
+
+def _first(texts: Iterable[str], n_chars: float, first_key: int) -> Iterator[str]:
+    """Training texts until there are so many characters."""
+    for text in texts:
+        if n_chars <= 0:
+            return
+        if text and content_key(text) >= first_key:
+            yield text
+            n_chars -= len(text)
 
 
 def _cleaned(text: str, steps: Sequence[Step]) -> str:
