@@ -209,7 +209,7 @@ def bad_files(folder):
         "a.txt.gz.gz": (gzip.compress(gzip.compress(b"a")), "", "compressed twice"),
         "what.bin": (b"some text", "", "--format"),
         "format.txt": (b"a", "--format prose", "prose"),
-        "bomb.txt.gz": (bomb(".gz"), "", "200 times"),
+        "bomb.jsonl.gz": (bomb(".gz"), "", "MiB"),
     }
 
 

@@ -1,5 +1,6 @@
 """From six corpora in their own formats to a trained model: prepare, fsck, train, evaluate on one folder."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -50,10 +51,10 @@ def test_every_source_has_its_shards_and_a_manifest_that_adds_up(six):
     assert [source["name"] for source in meta["sources"]] == list(make_samples(six.parent / "again"))
     for source in meta["sources"]:
         steps = source["steps"]
-        assert steps[-2]["name"], steps[-1]["name"] == ("exact", "near")
+        assert [step["name"] for step in steps[-2:]] == ["exact", "near"]
         assert steps[-2]["removed"] == {"exact duplicate": 1}
         assert steps[-1]["removed"] == {"near-duplicate": 1}
-        for step, following in zip(steps, steps[1:], strict=False):
+        for step, following in itertools.pairwise(steps):
             assert step["documents_in"] - sum(step["removed"].values()) == step["documents_out"]
             assert step["documents_out"] == following["documents_in"]
         counts = source["splits"]
@@ -103,12 +104,12 @@ def test_a_source_of_twice_the_weight_is_seen_twice_as_often(six):
     from classiclm.recipe import Recipe
 
     data = prepare_text(Data(str(six), weights=(1.0, 1.0, 1.0, 1.0, 2.0, 2.0)), "char")
-    windows = Windows(data.train, 16, Recipe(batch=10_000), seed=1)
+    windows = Windows(data.train, 64, Recipe(batch=10_000), seed=1)
     ranges = {name: (first, end) for name, first, end, _ in data.train.ranges}
     tokens = np.asarray(data.train.tokens)
     of = {}
     for name, (first, end) in ranges.items():
-        view = np.lib.stride_tricks.sliding_window_view(tokens[first:end], 16)
+        view = np.lib.stride_tricks.sliding_window_view(tokens[first:end], 64)
         of |= {row.tobytes(): name for row in view}
     seen = [of[row.numpy().astype(np.uint16).tobytes()] for row in windows(0)["inputs"]]
     assert {name: seen.count(name) for name in ("cnn", "edu")} == {"cnn": 1250, "edu": 2500}

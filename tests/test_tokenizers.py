@@ -362,6 +362,15 @@ def test_a_text_with_half_a_character_teaches_nothing(name):
     assert caught.value.code == BAD_INPUT
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("name", ["bpe-300", "gpt1-bpe-300", "wordpiece-300"])
+@pytest.mark.parametrize("letter", ["a", "=", " "])
+def test_endless_runs_are_not_learnt_from(name, letter):
+    text = "the cat sat on the mat\n" * 40
+    learnt = make_tokenizer(name, text + letter * 3_000_000 + "\n" + text)
+    assert learnt.decode(learnt.encode("the cat sat")) == "the cat sat"
+
+
 @pytest.mark.parametrize("digits", ["\u0663\u0660\u0660", "\uff13\uff10\uff10", "\u00b3"])
 def test_a_size_is_spelt_in_ascii_digits(digits):
     with pytest.raises(Error) as caught:

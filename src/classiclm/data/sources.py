@@ -382,4 +382,5 @@ def _name_of(path: str) -> str:
     """A short name for a path: the file's or folder's, without endings; for a pattern that of its folder."""
     plain = [part for part in Path(path).parts if not glob.has_magic(part)]
     last = Path(*plain).resolve().name if plain else Path.cwd().name
-    return last.partition(".")[0] or last or "text"
+    name = last.partition(".")[0] or last or "text"
+    return name.encode("utf-8", "replace").decode()  # a file's name may be no text

@@ -6,6 +6,7 @@ N tokens; `gpt1-bpe-N`, GPT-1's BPE of words; `wordpiece-N`, BERT's. Published: 
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -98,6 +99,8 @@ _LEARNT: dict[str, Callable[[str, int], Tokenizer]] = {
     "gpt1-bpe": GPT1BPE.train,
     "wordpiece": WordPiece.train,
 }
+# Runs that are no words and teach nothing, over which the trainers would sit for hours.
+_GIANTS = re.compile(r"\w{5000,}|[^\w\s]{5000,}|\s{5000,}")
 _NAME_A_FILE = "name a tokenizer.json written by classiclm, its folder, or a run"
 _EXAMPLES = (*_PUBLISHED, "char", *(f"{kind}-{size}" for kind in _LEARNT for size in (512, 2048)))
 
@@ -155,7 +158,9 @@ def make_tokenizer(name_or_path: str, training_text: str) -> Tokenizer:
     if is_learnt(name_or_path):
         check_unicode(training_text)
         kind, _, size = name_or_path.rpartition("-")
-        return _LEARNT[kind](training_text, int(size)) if kind else CharTokenizer.train(training_text)
+        if not kind:
+            return CharTokenizer.train(training_text)
+        return _LEARNT[kind](_GIANTS.sub("", training_text), int(size))
     if name_or_path in _PUBLISHED or is_path(name_or_path):
         return load_tokenizer(name_or_path)
     note = "char, bpe-N, gpt1-bpe-N and wordpiece-N are learnt from the text"
