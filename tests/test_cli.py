@@ -274,7 +274,7 @@ GENERATE = [
     (BAD_INPUT, "12 tokens", "generate run --prompt thecatthecat --overflow error"),
 ]
 EVALUATE = [
-    (USAGE, "RUNS", "evaluate"),
+    (USAGE, "RUN: is missing", "evaluate"),
     (USAGE, "split", "evaluate run --split test"),
     (USAGE, "--json", "evaluate run --jsno"),
     (USAGE, "nope", "evaluate run --data nope"),

@@ -4,7 +4,10 @@ import io
 import json
 import os
 import random
+import socket
 import stat
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from classiclm.files import (
     FORMAT,
     MANIFEST,
     defect,
+    locked,
     make_folder,
     publish_folder,
     remove_folder,
@@ -295,8 +299,40 @@ def test_a_missing_manifest_a_missing_folder_and_a_file_are_defects(published, t
 
 def test_a_folder_of_a_later_format_says_so(published):
     path = published / MANIFEST
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-    assert "format 2" in defect(published)
+    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
+    assert "format 3" in defect(published)
+
+
+def test_a_folder_of_format_1_whose_manifest_has_no_sum_is_read(published):
+    path = published / MANIFEST
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    path.write_text(json.dumps({**manifest, "format": 1}, indent=1))
+    assert defect(published) is None
+    (published / "empty").write_bytes(b"x")
+    assert defect(published) == "has a damaged empty"
+
+
+def test_every_flipped_bit_of_a_manifest_is_found(published):
+    path = published / MANIFEST
+    data = path.read_bytes()
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        assert defect(published) is not None, bit
+    path.write_bytes(data)
+    assert defect(published) is None
+
+
+def test_a_link_in_the_place_of_a_file_is_found_even_if_it_leads_to_the_same_bytes(published, tmp_path):
+    for name in ("weights.bin", MANIFEST):
+        (published / name).rename(tmp_path / "elsewhere")
+        (published / name).symlink_to(tmp_path / "elsewhere")
+        assert defect(published) is not None
+        (published / name).unlink()
+        (tmp_path / "elsewhere").rename(published / name)
+    assert defect(published) is None
 
 
 # Equal content, equal bytes
@@ -360,3 +396,31 @@ def test_a_removed_folder_is_gone_and_its_neighbour_is_not(tmp_path):
     remove_folder(tmp_path / "a")
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
     assert defect(tmp_path / "b") is None
+
+
+# Locks
+
+
+def test_who_holds_a_lock_is_named_to_whoever_else_wants_it_and_forgotten_when_it_is_free(tmp_path):
+    with locked(tmp_path), pytest.raises(Error) as caught, locked(tmp_path):
+        pass
+    assert caught.value.code == RESOURCE
+    assert f"is in use by process {os.getpid()} on {socket.gethostname()}, which started at 2" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    with locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("note", [None, b"{", b"[]", b'{"host": 3}', "dead"])
+def test_a_holder_that_left_no_name_or_a_dead_ones_is_another_process(tmp_path, note):
+    with locked(tmp_path):
+        path = tmp_path / ".lock-holder.json"
+        if note == "dead":
+            child = subprocess.Popen(["true"])
+            child.wait()
+            note = json.dumps({"host": socket.gethostname(), "pid": child.pid, "started": "now"}).encode()
+        path.unlink() if note is None else path.write_bytes(note)
+        began = time.monotonic()
+        with pytest.raises(Error, match="is in use by another process"), locked(tmp_path):
+            pass
+        assert time.monotonic() - began < 1

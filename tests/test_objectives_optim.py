@@ -11,8 +11,10 @@ from torch import nn
 
 from classiclm import registry
 from classiclm.config import validate
+from classiclm.errors import Error
+from classiclm.models import gpt2, ladder
 from classiclm.objectives import IGNORE, CausalLM, Loss, Term, mean_loss
-from classiclm.optim import learning_rate, make_optimizer, parameter_groups
+from classiclm.optim import block_matrices, learning_rate, make_optimizer, parameter_groups
 from classiclm.recipe import Recipe
 
 V = 7
@@ -232,3 +234,125 @@ def test_one_update_is_adamw_by_hand():
             m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
             x = x - 0.01 * (m / (1 - 0.8**t) / ((v / (1 - 0.9**t)).sqrt() + 1e-6) + decay * x)
         torch.testing.assert_close(parameter.detach().double(), x, rtol=1e-5, atol=1e-6)
+
+
+# Muon
+
+
+def muon_and_model(seed=0, **changes):
+    """A small GPT-2 with larger weights than fresh ones, and its optimizer."""
+    torch.manual_seed(seed)
+    model = gpt2.GPT2(gpt2.Config(n_layers=2, d_model=16, n_heads=2, n_ctx=8, vocab_size=11))
+    return model, make_optimizer(model, Recipe(**{"optimizer": "muon", "lr": 0.01, **changes}))
+
+
+def learn(model, optimizer, steps, first=0):
+    """Updates on the sequences of a rule, each token 3 more than the one before it; the last loss."""
+    for step in range(first, first + steps):
+        tokens = (torch.randint(11, (8, 1), generator=torch.Generator().manual_seed(step)) + 3 * torch.arange(9)) % 11
+        batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
+        loss = CausalLM()(model, batch).total(CausalLM().counts(batch))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+def test_muon_moves_the_matrices_of_blocks_and_adamw_all_else():
+    model, optimizer = muon_and_model()
+    learn(model, optimizer, 1)
+    with_momentum = {name for name, p in model.named_parameters() if set(optimizer.state[p]) == {"momentum_buffer"}}
+    with_moments = {name for name, p in model.named_parameters() if "exp_avg_sq" in optimizer.state[p]}
+    assert with_momentum == {n for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2}
+    assert with_moments == {name for name, _ in model.named_parameters()} - with_momentum
+    assert len(with_momentum) == 12
+    ids = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(ids) == sorted(id(p) for p in model.parameters())
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert {(p.ndim, decays[id(p)]) for p in model.parameters()} == {(2, 0.1), (1, 0.0)}
+
+
+def test_a_first_muon_update_is_the_gradient_with_singular_values_near_one():
+    """Against the SVD, and as large as AdamW's: 0.2 in the root mean square (Liu et al. 2025, section 2.2)."""
+    model, optimizer = muon_and_model(lr=0.5, weight_decay=0.25)
+    before = [p.detach().clone() for p in block_matrices(model)]
+    learn(model, optimizer, 1)
+    for start, parameter in zip(before, block_matrices(model), strict=True):
+        update = (start * (1 - 0.5 * 0.25) - parameter.detach()) / 0.5
+        u, sizes, vh = torch.linalg.svd(parameter.grad)
+        rank = int((sizes > 1e-2 * sizes[0]).sum())
+        turned = (u.T @ update @ vh.T) / (0.2 * math.sqrt(max(update.shape)))
+        assert ((turned.diagonal()[:rank] > 0.5) & (turned.diagonal()[:rank] < 1.4)).all()
+        assert (turned - torch.zeros_like(turned).diagonal_scatter(turned.diagonal())).abs().max() < 0.05
+        # The root mean square is 0.2 at full rank; a first gradient has directions that are too small to be raised.
+        assert 0.1 < update.square().mean().sqrt() < 0.25
+
+
+def test_what_adamw_moves_is_moved_as_adamw_alone_moves_it():
+    model, optimizer = muon_and_model(beta1=0.8, beta2=0.9, eps=1e-6)
+    plain, theirs = muon_and_model(optimizer="adamw", beta1=0.8, beta2=0.9, eps=1e-6)
+    learn(model, optimizer, 1)
+    learn(plain, theirs, 1)
+    matrices = {id(p) for p in block_matrices(model)}
+    for mine, other in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine, other) == (id(mine) not in matrices)
+
+
+def test_muon_learns_a_rule_at_least_as_fast_as_adamw():
+    def loss(name):
+        model, optimizer = muon_and_model(optimizer=name)
+        return learn(model, optimizer, 40)
+
+    assert loss("muon") < 0.5 * math.log(11)
+    assert loss("muon") <= loss("adamw")
+
+
+def test_the_rate_that_the_trainer_sets_is_the_rate_of_all_groups():
+    model, optimizer = muon_and_model()
+    start = [p.detach().clone() for p in model.parameters()]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    learn(model, optimizer, 1)
+    assert all(torch.equal(a, b) for a, b in zip(start, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("way", ["state_dict", "by parameter"])
+def test_muon_goes_on_from_its_state_to_the_same_bits(way):
+    whole, optimizer = muon_and_model()
+    learn(whole, optimizer, 6)
+    first, optimizer = muon_and_model()
+    learn(first, optimizer, 3)
+    second, other = muon_and_model(seed=1)
+    second.load_state_dict(first.state_dict())
+    if way == "state_dict":
+        other.load_state_dict(optimizer.state_dict())
+    else:  # as a checkpoint does
+        for old, new in zip(first.parameters(), second.parameters(), strict=True):
+            other.state[new] = {name: tensor.clone() for name, tensor in optimizer.state[old].items()}
+    learn(second, other, 3, first=3)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+    forgetful, fresh = muon_and_model(seed=1)
+    forgetful.load_state_dict(first.state_dict())
+    learn(forgetful, fresh, 3, first=3)
+    assert not any(torch.equal(a, b) for a, b in zip(whole.parameters(), forgetful.parameters(), strict=True))
+
+
+def test_a_loss_scale_that_overflows_skips_both_parts():
+    model, optimizer = muon_and_model()
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    learn(model, optimizer, 1)
+    start = [p.detach().clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = torch.full_like(p, math.inf)
+    scaler.scale(torch.ones(()))
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(torch.equal(a, b) for a, b in zip(start, model.parameters(), strict=True))
+    assert scaler.get_scale() == 4.0
+
+
+def test_muon_without_a_block_is_an_error():
+    with pytest.raises(Error) as error:
+        make_optimizer(ladder.build(ladder.config_of(1)), Recipe(optimizer="muon"))
+    assert error.value.code == 2

@@ -232,28 +232,6 @@ def test_the_newest_and_the_best_checkpoints_are_kept(config, tmp_path):
     assert min(losses, key=losses.get) == best["step"] != 90
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(config, tmp_path):
-    trainer = make_trainer(tmp_path, config)
-    real = trainer.task.objective.__class__.__call__
-
-    def poisoned(self, model, batch):
-        loss = real(self, model, batch)
-        if trainer.state.step == 12:
-            term = loss.terms["loss"]
-            loss.terms["loss"] = dataclasses.replace(term, sum=term.sum * float("nan"))
-        return loss
-
-    trainer.task.objective.__class__.__call__ = poisoned
-    try:
-        with pytest.raises(Error, match="step 13") as e:
-            trainer.fit()
-    finally:
-        trainer.task.objective.__class__.__call__ = real
-    assert e.value.code == 5
-    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
-    assert checkpoint.saved_steps(tmp_path)[-1] == 10
-
-
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     model = nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from classiclm.config import NonNegative, Positional, Positive
+from classiclm.config import NonNegative, Positional, Positive, PositiveFloat
 from classiclm.data.corpora import Data
 from classiclm.recipe import Recipe
 
 Auto = Literal["auto"]
 
 # What may differ when a run is continued: its length, and how often it logs, measures and saves.
-MAY_CHANGE = ("steps", "log_every", "eval_every", "eval_windows", "save_every", "keep")
+MAY_CHANGE = ("steps", "log_every", "eval_every", "eval_windows", "save_every", "keep", "tracker", "log_norms")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class TrainConfig(Recipe):
     log_every: Positive = 10  # steps between rows of metrics.jsonl
     eval_every: Positive = 250  # steps between validations
     eval_windows: Positive | Literal["all"] = 256  # windows, or sentence pairs, per validation; the last takes all
+    skip_bad: Positive = 5  # steps in a row whose gradient is not finite, and so not used, before training gives up
+    skip_spikes: PositiveFloat | None = None  # also skip gradients so many standard deviations above the last 128
+    recompute: bool = False  # activation checkpointing: less memory for a third more arithmetic
     save_every: Positive = 250  # steps between checkpoints
     keep: Positive = 2  # newest checkpoints to keep, besides the best
+    tracker: Literal["none", "wandb", "tensorboard"] = "none"  # where rows go besides metrics.jsonl
+    log_norms: bool = False  # add each layer's gradient norm and each block's activation size to the rows
     model: Any = None  # the sizes: --model.n_layers N and so on

@@ -13,20 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from classiclm.config import to_yaml
-from classiclm.data.batches import Batch, derive, rows_of
-from classiclm.errors import BAD_INPUT, DIVERGED, Error
+from classiclm.data.batches import Batch, rows_of
+from classiclm.errors import BAD_INPUT, DIVERGED, RESOURCE, Error
 from classiclm.files import locked
 from classiclm.objectives import Measured, Objective, measure
-from classiclm.optim import learning_rate, make_optimizer
+from classiclm.optim import make_optimizer
 from classiclm.train import checkpoint
+from classiclm.train.compiling import Compiled
+from classiclm.train.gauges import memory_in_use
 from classiclm.train.machine import Plan, autocast
-from classiclm.train.progress import ProgressLog, say
+from classiclm.train.progress import Gauges, ProgressLog, say
+from classiclm.train.recompute import recompute_blocks
 from classiclm.train.run import Metrics, check_config, write_config, write_environment
 from classiclm.train.settings import TrainConfig
 from classiclm.train.signals import StopRequest, stop_requests
+from classiclm.train.step import Outcome, Stepper
+from classiclm.train.trackers import make_tracker
 
 _SMALLEST_SCALE = 1e-3  # fp16: a scaler that has come down so far will not find a scale that works
 
@@ -60,12 +66,16 @@ class Trainer:
     def __init__(self, run: Path, config: TrainConfig, plan: Plan, model: nn.Module, task: Task, label: str = "train"):
         self.run, self.config, self.plan, self.task, self.label = run, config, plan, task, label
         self.model = model.to(plan.device)
-        self.forward: Callable[..., Any] = _compiled(self.model) if plan.compile else self.model
+        if config.recompute:
+            recompute_blocks(self.model)
+        forward: Callable[..., Any] = Compiled(self.model) if plan.compile else self.model
         self.optimizer = make_optimizer(self.model, config)
-        self.scaler = torch.amp.GradScaler(plan.device, enabled=plan.precision == "fp16")
+        self.stepper = Stepper(self.model, forward, task.objective, self.optimizer, config, plan)
         self.metrics = Metrics(run)
         self.state = checkpoint.State(data=task.fingerprint)
         self.seconds = 0.0  # of training so far, over all calls
+        self._rows: list[dict[str, Any]] = []  # of earlier calls
+        self._unsaved = False  # whether the last save failed
         self._stop = StopRequest()
 
     def fit(self) -> Result:
@@ -84,9 +94,13 @@ class Trainer:
         return Result(self.state.step, self._stop.number)
 
     def _loop(self) -> None:
-        started = time.monotonic() - self.seconds
-        with ProgressLog(self.label, self.config.steps, self.state.step) as progress:
-            while self.state.step < self.config.steps and self._stop.number is None:
+        started, c = time.monotonic() - self.seconds, self.config
+        gauges = Gauges(None, None, lambda: memory_in_use(self.plan.device))
+        with (
+            ProgressLog(self.label, c.steps, self.state.step, self._rows, gauges) as progress,
+            make_tracker(c.tracker, self.run, yaml.safe_load(to_yaml(c)), self._rows) as tracker,
+        ):
+            while self.state.step < c.steps and self._stop.number is None:
                 row = self._train_step()
                 improved = self._validate(row)
                 self.seconds = time.monotonic() - started
@@ -94,56 +108,47 @@ class Trainer:
                     row["seconds"] = round(self.seconds, 3)
                     self.metrics.append(row)
                     progress.show(row)
+                    tracker.log(row)
                 if improved or self._will_save():
                     self._save()
 
     def _train_step(self) -> dict[str, Any]:
         """One optimizer step over all micro-batches; the row to be logged, empty if this step is not."""
-        step = self.state.step
-        torch.manual_seed(derive("dropout", self.config.seed, step))
+        state, step = self.state, self.state.step
         batch = self.task.batches(step)
+        parts = list(self.task.parts(batch, self.plan.micro_batch))
         n_tokens = self.task.n_tokens(batch)
-        parts = [self._on_device(part) for part in self.task.parts(batch, self.plan.micro_batch)]
-        counts = self._on_device(self.task.objective.counts(batch))
-        rate = learning_rate(step, self.state.tokens + n_tokens, self.config)
         logged = self._will_log(step + 1)
         began = self._now(logged)
-        loss = torch.zeros((), device=self.plan.device)
-        for micro in parts:
-            with autocast(self.plan.device, self.plan.precision):
-                part = self.task.objective(self.forward, micro).total(counts)
-            self.scaler.scale(part).backward()
-            loss += part.detach()
-        norm = self._update(rate, look=logged or self.plan.device == "cpu")
-        self.state.step, self.state.tokens = step + 1, self.state.tokens + n_tokens
+        outcome = self.stepper(step, state.tokens + n_tokens, batch, parts, state.window, logged)
+        state.step, state.tokens = step + 1, state.tokens + n_tokens
+        if logged or self.plan.device == "cpu":
+            self._check(outcome)
         if not logged:
             return {}
         speed = n_tokens / (self._now(True) - began)
-        if not math.isfinite(loss.item()):
-            raise _diverged(step + 1, "the loss is not finite")
-        # Under fp16 a norm may overflow, and the scaler skips the step: JSON has no number for that.
-        norm_or_null = norm.item() if math.isfinite(norm.item()) else None
-        numbers = {"loss": loss.item(), "lr": rate, "grad_norm": norm_or_null, "tokens_per_s": round(speed, 1)}
-        return {"step": self.state.step, "tokens": self.state.tokens, **numbers}
+        rate = self.optimizer.param_groups[0]["lr"]
+        numbers = {"loss": _finite(outcome.loss), "lr": rate, "grad_norm": _finite(outcome.norm)}
+        flag = {"skipped": True} if state.skipped else {}
+        numbers |= {"tokens_per_s": round(speed, 1), **outcome.norms}
+        return {"step": state.step, "tokens": state.tokens, **numbers, **flag}
 
-    def _on_device(self, tensors: Batch) -> Batch:
-        return {name: tensor.to(self.plan.device) for name, tensor in tensors.items()}
+    def _check(self, outcome: Outcome) -> None:
+        """Wait for the device, and give up where skipping does not help. Raises Error (exit 5)."""
+        state, scaler = self.state, self.stepper.scaler
+        state.skipped = int(self.stepper.n_skipped)
+        if state.skipped and outcome.skipped is not None:
+            say(f"warning: step {state.step}: {_why_skipped(outcome)}; the step was skipped")
+        if state.skipped >= self.config.skip_bad:
+            raise self._diverged(f"the gradient of {state.skipped} steps in a row could not be used")
+        if scaler.is_enabled() and scaler.get_scale() < _SMALLEST_SCALE:
+            raise self._diverged("no scale of the loss keeps the gradient finite")
 
-    def _update(self, rate: float, look: bool) -> Tensor:
-        """Clip, step, clear; returns the norm before clipping. `look` waits for the norm and refuses a non-finite one
-        before it reaches the weights (looking at every step would make a GPU wait)."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
-        if look and not self.scaler.is_enabled() and not math.isfinite(norm.item()):
-            raise _diverged(self.state.step + 1, "the gradient is not finite")
-        if look and self.scaler.is_enabled() and self.scaler.get_scale() < _SMALLEST_SCALE:
-            raise _diverged(self.state.step + 1, "no scale of the loss keeps the gradient finite")
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
+    def _diverged(self, why: str) -> Error:
+        saved = [step for step in checkpoint.saved_steps(self.run) if step <= self.state.step]
+        last = f"the last checkpoint is that of step {saved[-1]}" if saved else "there is no checkpoint"
+        fix = f"lower --lr or raise --warmup; {last}, from which the same command goes on"
+        return Error(f"step {self.state.step}", f"{why}; training diverged", fix, DIVERGED)
 
     def _validate(self, row: dict[str, Any]) -> bool:
         """Add the validation loss to the row if one is due; True if it is the best so far.
@@ -190,8 +195,22 @@ class Trainer:
         return time.monotonic()
 
     def _save(self) -> None:
-        if self.scaler.is_enabled():
-            self.state.scaler = self.scaler.state_dict()
+        """Save, or warn that it did not work: the next time it has to, and so it does at the end."""
+        try:
+            self._save_now()
+        except Error as e:
+            last = self.state.step >= self.config.steps or self._stop.number is not None
+            if e.code != RESOURCE or last or self._unsaved or self.state.step == 1:
+                raise
+            say(f"warning: {e} Training goes on, and the next save is the last attempt.")
+            self._unsaved = True
+        else:
+            self._unsaved = False
+
+    def _save_now(self) -> None:
+        self.state.skipped = int(self.stepper.n_skipped)
+        if self.stepper.scaler.is_enabled():
+            self.state.scaler = self.stepper.scaler.state_dict()
         self.metrics.flush_to_disk()
         checkpoint.save(self.run, self.model, self.optimizer, self.state, self.task.files)
         best = self.state.best.get("step")
@@ -213,10 +232,11 @@ class Trainer:
             raise Error(self.run, "was trained on other data than is there now", fix, BAD_INPUT)
         checkpoint.load_weights(folder, self.model)
         checkpoint.load_moments(folder, self.model, self.optimizer)
-        if self.scaler.is_enabled() and state.scaler:
-            self.scaler.load_state_dict(state.scaler)
+        if self.stepper.scaler.is_enabled() and state.scaler:
+            self.stepper.scaler.load_state_dict(state.scaler)
         self.state = state
-        rows = self.metrics.cut_behind(state.step)
+        self.stepper.n_skipped += state.skipped
+        rows = self._rows = self.metrics.cut_behind(state.step)
         self.seconds = rows[-1]["seconds"] if rows else 0.0
         finished = state.step >= self.config.steps
         say(
@@ -226,12 +246,14 @@ class Trainer:
         )
 
 
-def _diverged(step: int, why: str) -> Error:
-    fix = "lower --lr or raise --warmup; the same command goes on from the last checkpoint"
-    return Error(f"step {step}", f"{why}; training diverged", fix, DIVERGED)
+def _finite(number: Tensor) -> float | None:
+    """A number for JSON, which has none for infinity."""
+    return number.item() if math.isfinite(number.item()) else None
 
 
-def _compiled(model: nn.Module) -> Callable[..., Any]:
-    """The compiled model; whatever cannot be compiled runs as it is, with a warning from torch."""
-    torch._dynamo.config.suppress_errors = True
-    return torch.compile(model)
+def _why_skipped(outcome: Outcome) -> str:
+    if not math.isfinite(outcome.loss.item()):
+        return "the loss is not finite"
+    if not math.isfinite(outcome.norm.item()):
+        return "the gradient is not finite"
+    return f"the gradient has norm {outcome.norm.item():.3g}, far above the ones before"
