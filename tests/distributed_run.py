@@ -168,7 +168,8 @@ def main(settings):
     world = world_from_env()
     torch.set_num_threads(1)
     with joined(world, "cpu", settings.get("timeout", 60)) as world:
-        answer = ask(world) if settings["do"] == "ask" else [train(world, **case) for case in settings["cases"]]
+        answer = [train(world, **case) for case in settings.get("cases", [])]
+        answer += [ask(world)] if settings.get("ask") else []
         answers = world.gather(answer)
         if world.is_main:
             Path(settings["out"]).write_text(json.dumps(answers))

@@ -195,14 +195,14 @@ from classiclm.objectives import CausalLM
 torch.set_num_threads(1)
 torch.manual_seed(0)
 model = gpt2.GPT2(gpt2.Config(1, 32, 2, n_ctx=128, vocab_size=50257))
-tokens = torch.randint(50257, (8, 129))
+tokens = torch.randint(50257, (16, 129))
 batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-def step(objective, rows=8):
+def step(objective, rows=16):
     objective(model, {name: tensor[:rows] for name, tensor in batch.items()}).terms["loss"].sum.backward()
 step(CausalLM(), 1)
 start = peak()
-step(CausalLM(128))
+step(CausalLM(256))  # 49 MiB each: smaller ones would lie in glibc's heap, and leave holes
 pieces = peak() - start
 step(CausalLM())
 print(json.dumps({"pieces": pieces, "plain": peak() - start}))
@@ -211,9 +211,9 @@ print(json.dumps({"pieces": pieces, "plain": peak() - start}))
 
 @pytest.mark.slow
 def test_the_process_needs_a_third_of_the_memory_for_the_logits_of_gpt_2():
-    """1,024 targets: 196 MiB of logits, which the plain loss holds three times. The smaller peak comes first, since a
+    """2,048 targets: 393 MiB of logits, which the plain loss holds three times. The smaller peak comes first, since a
     process's peak does not come down."""
     out = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, text=True, check=True, timeout=100)
     peaks = json.loads(out.stdout)
-    assert peaks["plain"] > 2 * 196 * MiB
+    assert peaks["plain"] > 2 * 393 * MiB
     assert peaks["pieces"] < peaks["plain"] / 3

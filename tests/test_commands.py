@@ -1,15 +1,13 @@
-"""Commands as a person uses them: demo, doctor, help, tables, a ladder begun twice; and a paper added as one file."""
+"""Commands as a person uses them: demo, help, tables, a ladder begun twice; and a paper added as one file."""
 
 import dataclasses
 import json
-import re
 
 import pytest
 import torch
 
 import classiclm.models
 from classiclm import registry
-from classiclm.commands import doctor
 from classiclm.commands.runs import make_trainer
 from classiclm.data import plays
 from classiclm.data.corpora import Data
@@ -56,29 +54,6 @@ def test_a_ladder_of_another_budget_is_not_mixed_into_a_finished_one(cli, tmp_pa
     assert code == 2
     assert "budget of 2 steps, not 10" in err
     assert (tmp_path / "ladder.json").read_bytes() == before
-
-
-def test_the_doctor_finds_this_machine_sound_and_says_why_it_chooses_its_precision(cli):
-    code, out, _ = cli("doctor", "--device", "cpu")
-    assert code == 0
-    assert "cpu fp32, attention written" in out
-    assert out.count("ok: differs by") >= 2
-    assert re.search(r"precision +(bf16|fp32): this CPU", out)
-    assert torch.__version__ in out
-
-
-def test_the_doctor_notices_wrong_arithmetic(cli, monkeypatch):
-    real = doctor._logits_and_gradient
-
-    def wrong(device, precision, path):
-        logits, gradient = real(device, precision, path)
-        return (logits.roll(1, dims=-1) if path == "fused" else logits), gradient
-
-    monkeypatch.setattr(doctor, "_logits_and_gradient", wrong)
-    code, out, _ = cli("doctor", "--device", "cpu")
-    assert code == 1
-    assert "WRONG" in out
-    assert not doctor.Check("nan", float("nan"), 1.0).ok
 
 
 @pytest.mark.parametrize("columns", [80, 200])

@@ -64,8 +64,8 @@ def test_a_backend_that_raises_leaves_the_run_its_bits_and_one_warning(backend, 
     captured = capsys.readouterr()
     assert captured.out == ""
     (warning,) = captured.err.splitlines()
-    assert warning.startswith("warning: torch.compile failed (")
-    assert "no such" in warning or "no backward pass" in warning
+    why = "no such" if backend == "at once" else "no backward pass"
+    assert warning == f"warning: torch.compile failed (RuntimeError: {why}); going on without it"
 
 
 def test_a_backend_that_works_is_used_without_a_word(capsys):
@@ -140,7 +140,7 @@ model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.GELU())
 compiled = Compiled(model)
 for n in (2, 3):
     x = torch.ones(n, 3)
-    assert torch.equal(compiled(x), model(x))
+    torch.testing.assert_close(compiled(x), model(x))
     compiled(x).sum().backward()
 print("done")
 """

@@ -280,12 +280,12 @@ def test_a_first_muon_update_is_the_gradient_with_singular_values_near_one():
     for start, parameter in zip(before, block_matrices(model), strict=True):
         update = (start * (1 - 0.5 * 0.25) - parameter.detach()) / 0.5
         u, sizes, vh = torch.linalg.svd(parameter.grad)
-        rank = int((sizes > 1e-2 * sizes[0]).sum())
-        turned = (u.T @ update @ vh.T) / (0.2 * math.sqrt(max(update.shape)))
-        assert ((turned.diagonal()[:rank] > 0.5) & (turned.diagonal()[:rank] < 1.4)).all()
-        assert (turned - torch.zeros_like(turned).diagonal_scatter(turned.diagonal())).abs().max() < 0.05
-        # The root mean square is 0.2 at full rank; a first gradient has directions that are too small to be raised.
-        assert 0.1 < update.square().mean().sqrt() < 0.25
+        large = int((sizes > 2e-2 * sizes[0]).sum())  # five iterations do not raise the smallest, and bf16 blurs them
+        turned = (u.T @ update @ vh.T)[:large, :large] / (0.2 * math.sqrt(max(update.shape)))
+        assert large > 8
+        assert ((turned.diagonal() > 0.6) & (turned.diagonal() < 1.2)).all()
+        assert (turned - turned.diagonal().diag()).abs().max() < 0.1
+        assert 0.15 < update.square().mean().sqrt() < 0.2
 
 
 def test_what_adamw_moves_is_moved_as_adamw_alone_moves_it():
@@ -299,12 +299,12 @@ def test_what_adamw_moves_is_moved_as_adamw_alone_moves_it():
 
 
 def test_muon_learns_a_rule_at_least_as_fast_as_adamw():
-    def loss(name):
-        model, optimizer = muon_and_model(optimizer=name)
-        return learn(model, optimizer, 40)
+    """Each at the best of three rates."""
 
-    assert loss("muon") < 0.5 * math.log(11)
-    assert loss("muon") <= loss("adamw")
+    def best(name):
+        return min(learn(*muon_and_model(optimizer=name, lr=lr), steps=20) for lr in (0.003, 0.01, 0.03))
+
+    assert best("muon") <= best("adamw") < 0.5 * math.log(11)
 
 
 def test_the_rate_that_the_trainer_sets_is_the_rate_of_all_groups():

@@ -27,7 +27,8 @@ COMMANDS = {
     "fsck": "check every file of a run or of prepared data against its sum",
     "import": "weights of Hugging Face's folders or of OpenAI's GPT-1, made a run of ours",
     "export": "a trained model as a Hugging Face folder or a GGUF file",
-    "doctor": "say what will run on this machine, and check that its arithmetic is right",
+    "plan": "memory, time and energy that a training run will need, and the settings that make it fit",
+    "doctor": "say what will run on this machine and what is missing, and check that its arithmetic is right",
 }
 
 

@@ -3,12 +3,16 @@
 The protocol: write into a temporary place on the same file system, flush to the disk (fsync), rename, flush the folder.
 A folder is published the same way and carries a manifest of sizes and sha256 sums; one whose manifest does not match is
 as good as absent.
+
+Formats of a manifest: 1 has no sum of its own. 2 (now written) has one, so that a change of the manifest is found too.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import socket
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +23,14 @@ import filelock
 from classiclm.errors import RESOURCE, Error
 
 MANIFEST = "MANIFEST.json"
-FORMAT = 1
+FORMAT = 2
+_READABLE = (1, FORMAT)
+_HOLDER = ".lock-holder.json"  # beside the lock, which a second process may empty in trying it
+_PATIENCE = 0.5  # seconds: the holder of a lock writes its name directly after taking it
 _TEMPORARY = ".classiclm-tmp-"  # a name of our own: whatever bears it may be swept
+
+Piece = bytes | memoryview
+Sums = dict[str, dict[str, int | str]]  # name of a file -> its "size" and "sha256"
 
 
 def is_path(name_or_path: str) -> bool:
@@ -61,9 +71,9 @@ def write_file(path: Path, data: bytes) -> None:
     write_stream(path, [data])
 
 
-def write_stream(path: Path, pieces: Iterable[bytes]) -> None:
+def write_stream(path: Path, pieces: Iterable[Piece]) -> None:
     """Replace one file as a whole, by pieces that need not all be in memory. Raises Error (exit 4)."""
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
+    temporary = temporary_for(path)
     with writing(path):
         try:
             _write_through(temporary, pieces)
@@ -84,37 +94,81 @@ def publish_folder(path: Path, files: Mapping[str, bytes], info: Mapping[str, ob
 
     Nothing but `files` and `info` goes in: no time, host or path, so equal content means equal bytes.
     """
-    sums = {name: {"size": len(data), "sha256": sha256(data)} for name, data in sorted(files.items())}
-    manifest = {"format": FORMAT, **info, "files": sums}
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
+    temporary = temporary_for(path)
     with writing(path):
         try:
             temporary.mkdir(parents=True)
-            for name, data in files.items():
-                _write_through(temporary / name, [data])
-            _write_through(temporary / MANIFEST, [json.dumps(manifest, indent=1).encode()])
-            _flush_folder(temporary)
-            os.rename(temporary, path)
+            sums = write_into(temporary, {name: [data] for name, data in files.items()})
+            seal(temporary, sums, info)
+            reveal(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        _flush_folder(path.parent)
+
+
+def temporary_for(path: Path) -> Path:
+    """A new name beside `path`, of a kind that `sweep` knows."""
+    return path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
+
+
+def write_into(folder: Path, files: Mapping[str, Iterable[Piece]]) -> Sums:
+    """Write files through to the disk, in pieces that need not all be in memory; their sums, taken on the way."""
+    return {name: _write_through(folder / name, pieces) for name, pieces in files.items()}
+
+
+def seal(folder: Path, sums: Sums, info: Mapping[str, object]) -> None:
+    """Add the manifest to a folder whose files are all on the disk."""
+    manifest = {"format": FORMAT, **info, "files": dict(sorted(sums.items()))}
+    _write_through(folder / MANIFEST, [_sealed(manifest)])
+    _flush_folder(folder)
+
+
+def reveal(temporary: Path, path: Path) -> None:
+    """Give a sealed folder its name, which must be free."""
+    os.rename(temporary, path)
+    _flush_folder(path.parent)
+
+
+def _sealed(manifest: Mapping[str, object]) -> bytes:
+    """The manifest's bytes, with their own sum as the last entry."""
+    return _json({**manifest, "sha256": sha256(_json(manifest))})
+
+
+def _json(tree: object) -> bytes:
+    return json.dumps(tree, indent=1).encode()
 
 
 def defect(path: Path) -> str | None:
     """What is wrong with a published folder, in words; None if every file is as its manifest says."""
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        if manifest["format"] != FORMAT:
-            return f"has format {manifest['format']}, this version reads {FORMAT}"
-        for name, expected in manifest["files"].items():
-            file = path / name
-            if not file.is_file():
-                return f"lacks {name}"
-            if file.stat().st_size != expected["size"] or sha256_of_file(file) != expected["sha256"]:
-                return f"has a damaged {name}"
+        data = _plain(path / MANIFEST).read_bytes()
+        manifest = json.loads(data)
+        if manifest["format"] not in _READABLE:
+            return f"has format {manifest['format']}, this version reads {' and '.join(map(str, _READABLE))}"
+        if manifest["format"] > 1 and _sealed({k: v for k, v in manifest.items() if k != "sha256"}) != data:
+            return f"has a damaged {MANIFEST}"
+        problems = (_defect_of(path / name, expected) for name, expected in manifest["files"].items())
+        return next(filter(None, problems), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"has no readable {MANIFEST}"
-    return None
+
+
+def _defect_of(file: Path, expected: Mapping[str, object]) -> str | None:
+    """What is wrong with one file. One that cannot be read is damaged."""
+    size, total = expected["size"], expected["sha256"]
+    try:
+        is_sound = _plain(file).stat().st_size == size and sha256_of_file(file) == total
+    except FileNotFoundError:
+        return f"lacks {file.name}"
+    except OSError:
+        is_sound = False
+    return None if is_sound else f"has a damaged {file.name}"
+
+
+def _plain(file: Path) -> Path:
+    """The file itself. Raises FileNotFoundError for a folder or a link in its place."""
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        raise FileNotFoundError(file)
+    return file
 
 
 def remove_folder(path: Path) -> None:
@@ -122,6 +176,7 @@ def remove_folder(path: Path) -> None:
     trash = path.with_name(f"{_TEMPORARY}trash-{uuid.uuid4().hex[:8]}")
     with writing(path):
         os.rename(path, trash)
+        _flush_folder(path.parent)
         shutil.rmtree(trash)
 
 
@@ -129,21 +184,57 @@ def remove_folder(path: Path) -> None:
 def locked(folder: Path, *inside: str) -> Iterator[None]:
     """Hold a folder's lock; what a killed writer left in it, and in folders inside, is swept.
 
-    Raises Error (exit 4) if another process holds it. The kernel frees the lock of a process that dies.
+    Raises Error (exit 4) if another process holds it, and names that process. The kernel frees the lock of a process
+    that dies.
     """
     make_folder(folder)
-    lock = filelock.FileLock(folder / ".lock")
+    lock, note = filelock.FileLock(folder / ".lock"), folder / _HOLDER
     with writing(folder):
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout as e:
-            raise Error(folder, "is in use by another process", "wait for it, or choose another --out", RESOURCE) from e
+            why = f"is in use by {_holder(note)}"
+            raise Error(folder, why, "wait for it, or choose another --out", RESOURCE) from e
     try:
         for name in (".", *inside):
             sweep(folder / name)
-        yield
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        write_file(note, _json({"host": socket.gethostname(), "pid": os.getpid(), "started": started}))
+        try:
+            yield
+        finally:
+            with writing(note):
+                note.unlink(missing_ok=True)
     finally:
         lock.release()
+
+
+def _holder(note: Path) -> str:
+    """The process that holds a lock, in words. A note by one that is dead is waited out: the next is about to write."""
+    give_up = time.monotonic() + _PATIENCE
+    while time.monotonic() < give_up:
+        try:
+            holder = json.loads(note.read_bytes())
+            host, pid, started = str(holder["host"]), int(holder["pid"]), str(holder["started"])
+        except (OSError, ValueError, KeyError, TypeError):
+            time.sleep(0.01)
+            continue
+        if host != socket.gethostname() or _is_alive(pid):
+            return f"process {pid} on {host}, which started at {started}"
+        time.sleep(0.01)
+    return "another process"
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name == "nt":  # signal 0 would end a process there
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def sweep(folder: Path) -> None:
@@ -155,11 +246,17 @@ def sweep(folder: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _write_through(path: Path, pieces: Iterable[bytes]) -> None:
+def _write_through(path: Path, pieces: Iterable[Piece]) -> dict[str, int | str]:
+    """Write to the disk, not only to the system's memory; the size and the sum of what was written."""
+    digest, size = hashlib.sha256(), 0
     with path.open("wb") as file:
-        file.writelines(pieces)
+        for piece in pieces:
+            file.write(piece)
+            digest.update(piece)
+            size += len(piece)
         file.flush()
         os.fsync(file.fileno())
+    return {"size": size, "sha256": digest.hexdigest()}
 
 
 def _flush_folder(path: Path) -> None:

@@ -6,16 +6,20 @@ batches of b have exactly the gradient of one batch of k b, also where the count
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from classiclm.errors import Error
 from classiclm.nn.mask import IGNORE, Mask
 
 Batch = dict[str, Tensor]
+
+_LOGITS_BYTES = 256 << 20  # fp32 logits of one micro-batch up to here are made at once
 
 
 @dataclass(frozen=True)
@@ -55,19 +59,21 @@ class Objective(Protocol):
 class CausalLM:
     """Predict each next token: the sum of -log p(target | the tokens before it), in nats.
 
-    If the batch says to which document each token belongs, only the tokens of its own are before it.
+    If the batch says to which document each token belongs, only the tokens of its own are before it. rows: see `cost`.
     """
+
+    def __init__(self, rows: int | None = None):
+        self.rows = rows
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"loss": (batch["targets"] != IGNORE).sum()}
 
     def __call__(self, model: Callable[..., Tensor], batch: Batch) -> Loss:
+        forward = partial(model, batch["inputs"])  # (B, T) -> (B, T, V)
         if "documents" in batch:
             mask = Mask(causal=True, documents=batch["documents"])
-            logits = model(batch["inputs"], mask=mask, positions=batch["positions"])  # (B, T) -> (B, T, V)
-        else:
-            logits = model(batch["inputs"])  # (B, T) -> (B, T, V)
-        return Loss({"loss": Term(nats(logits, batch["targets"]), self.counts(batch)["loss"])})
+            forward = partial(forward, mask=mask, positions=batch["positions"])
+        return Loss({"loss": Term(cost(forward, batch["targets"], self.rows), self.counts(batch)["loss"])})
 
 
 class MaskedLM:
@@ -75,7 +81,11 @@ class MaskedLM:
 
     The loss is the mean over masked tokens plus the mean over sequences (appendix A.2), in nats. Reported as well: the
     share of sequences whose answer is right, and the share whose second segment is random, which a guess has to beat.
+    rows: see `InPieces`; None = all logits at once.
     """
+
+    def __init__(self, rows: int | None = None):
+        self.rows = rows
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         masked = (batch["targets"] != IGNORE).sum()
@@ -83,13 +93,17 @@ class MaskedLM:
         return {"mlm": masked, "nsp": sequences, "nsp_accuracy": sequences, "nsp_random": sequences}
 
     def __call__(self, model: Callable[..., Any], batch: Batch) -> Loss:
-        mask = Mask(keep=batch["keep"])
-        mlm, nsp = model(batch["inputs"], batch["segments"], mask, batch["places"])  # (B, P, V), (B, 2)
+        forward = partial(model, batch["inputs"], batch["segments"], Mask(keep=batch["keep"]), batch["places"])
+        if self.rows is None:
+            logits, nsp = forward()  # (B, P, V), (B, 2)
+            mlm = nats(logits, batch["targets"])
+        else:
+            mlm, nsp = forward(read_out=InPieces(batch["targets"], self.rows))  # (), (B, 2)
         counts = self.counts(batch)
         right = (nsp.argmax(dim=-1) == batch["next"]).sum()
         return Loss(
             {
-                "mlm": Term(nats(mlm, batch["targets"]), counts["mlm"]),
+                "mlm": Term(mlm, counts["mlm"]),
                 "nsp": Term(nats(nsp, batch["next"]), counts["nsp"]),
                 "nsp_accuracy": Term(right, counts["nsp_accuracy"], weight=0.0),
                 "nsp_random": Term(batch["next"].sum(), counts["nsp_random"], weight=0.0),
@@ -101,18 +115,18 @@ class Translation:
     """Predict each next token of the target from the source and the target so far, in nats.
 
     Label smoothing (Szegedy et al. 2016; "Attention Is All You Need", section 5.4): the right token is to get the
-    probability 1 - smoothing, and each of the V - 1 others an equal share of the rest.
+    probability 1 - smoothing, and each of the V - 1 others an equal share of the rest. rows: see `cost`.
     """
 
-    def __init__(self, smoothing: float = 0.0):
-        self.smoothing = smoothing
+    def __init__(self, smoothing: float = 0.0, rows: int | None = None):
+        self.smoothing, self.rows = smoothing, rows
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"loss": (batch["targets"] != IGNORE).sum()}
 
     def __call__(self, model: Callable[..., Tensor], batch: Batch) -> Loss:
-        logits = model(batch["source"], batch["inputs"], Mask(keep=batch["source_keep"]))  # (B, T, V)
-        loss = smoothed_nats(logits, batch["targets"], self.smoothing)
+        forward = partial(model, batch["source"], batch["inputs"], Mask(keep=batch["source_keep"]))  # -> (B, T, V)
+        loss = cost(forward, batch["targets"], self.rows, self.smoothing)
         return Loss({"loss": Term(loss, self.counts(batch)["loss"])})
 
 
@@ -133,6 +147,56 @@ def smoothed_nats(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         raise Error("label_smoothing", f"{smoothing} leaves the target less than the others", "lower it")
     flat = logits.flatten(0, -2).float()
     return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE, reduction="sum", label_smoothing=share)
+
+
+@dataclass(frozen=True)
+class InPieces:
+    """A `ReadOut` that makes the logits of `rows` targets at a time and keeps their cost only.
+
+    With a vocabulary of 50,257, the logits and their gradients are larger than all else that a small model keeps. The
+    backward pass makes each piece again, for a third more arithmetic in the output layer. targets (B, T), IGNORE where
+    there is none.
+    """
+
+    targets: Tensor
+    rows: int
+    smoothing: float = 0.0
+
+    def __call__(self, logits: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:  # (B, T, D) -> ()
+        def piece(x: Tensor, targets: Tensor) -> Tensor:  # (rows, D), (rows,) -> ()
+            return smoothed_nats(logits(x), targets, self.smoothing)
+
+        states = x.flatten(0, self.targets.ndim - 1).split(self.rows)  # (B * T, D), cut
+        targets = self.targets.flatten().split(self.rows)
+        with _own_casts(x.device.type):
+            costs = [checkpoint(piece, *both, use_reentrant=False) for both in zip(states, targets, strict=True)]
+        return torch.stack(costs).sum()
+
+
+def _own_casts(device: str) -> torch.autocast:
+    """Autocast as it is, but with a cast of the output matrix for each piece: the gradients that pieces send to one
+    cast would be summed up in its precision, of 8 bits in bf16."""
+    dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+    return torch.autocast(device, dtype, enabled, cache_enabled=False)
+
+
+def cost(forward: Callable[..., Tensor], targets: Tensor, rows: int | None, smoothing: float = 0.0) -> Tensor:
+    """`smoothed_nats` of the logits that `forward` makes: all at once, or `rows` at a time, which is the same sum with
+    less memory (`InPieces`)."""
+    if rows is None:
+        return smoothed_nats(forward(), targets, smoothing)
+    return forward(read_out=InPieces(targets, rows, smoothing))
+
+
+def choose_rows(asked: int | Literal["auto"], targets: int, vocab_size: int) -> int | None:
+    """How many of a micro-batch's targets have logits at the same time; None = all of them.
+
+    "auto": all, if their fp32 logits take up to 256 MiB, else the largest power of two that does.
+    """
+    fitting = max(1, _LOGITS_BYTES // (4 * vocab_size))
+    if asked == "auto":
+        asked = targets if targets <= fitting else 1 << (fitting.bit_length() - 1)
+    return asked if asked < targets else None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Adam in the forms of the papers, its parameter groups, and learning rates as pure functions of the step."""
+"""Adam in the forms of the papers, Muon, their parameter groups, and learning rates as pure functions of the step."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -6,8 +6,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW, Muon, Optimizer
 
+from classiclm.errors import Error
+from classiclm.nn.blocks import Block
 from classiclm.recipe import Recipe, TokenRecipe
 
 
@@ -110,6 +112,39 @@ class PaperAdam(Optimizer):
         return group["lr"] * (math.sqrt(1 - beta2**t) / (1 - beta1**t) if group["corrected"] else 1.0)
 
 
+class MuonAdamW(Optimizer):
+    """Muon for the matrices of blocks, AdamW for all else, as one optimizer with one list of groups and one state.
+
+    Muon (Jordan et al. 2024) moves a matrix by its momentum with all singular values set to about 1, so that no
+    direction is much slower than another. That makes no sense for a vector, or for embeddings, where a row is a token.
+    Its updates are given the size that AdamW's have (Liu et al. 2025, "Muon is Scalable for LLM Training", section
+    2.2), so that both follow the same learning rate and decay.
+    """
+
+    def __init__(self, matrices: list[nn.Parameter], others: list[dict], weight_decay: float, **adam: Any):
+        """matrices: for Muon. others: AdamW's groups; adam: its lr, betas and eps."""
+        muon = Muon(matrices, lr=adam["lr"], weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        adamw = AdamW(others, **adam, fused=True)
+        self._muon, self._adamw = muon, adamw
+        # "fused" says where AdamW wants its count of updates: on the device.
+        super().__init__([*muon.param_groups, *adamw.param_groups], {"fused": True})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        for part in (self._muon, self._adamw):
+            # Anew each time: loading a state replaces both.
+            part.param_groups = [group for group in self.param_groups if ("betas" in group) == (part is self._adamw)]
+            part.state = self.state
+            part.step()
+
+
+def block_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The two-dimensional parameters inside the blocks (nn/blocks.py), in the model's order."""
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    return [parameter for block in blocks for parameter in block.parameters() if parameter.ndim == 2]
+
+
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:
     """Matrices decay; biases and the gains of norms, which have one dimension, do not."""
     matrices: list[nn.Parameter] = []
@@ -123,10 +158,22 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     """The optimizer that the recipe names; its learning rate is set anew at every step.
 
-    "adamw" is torch's (Loshchilov and Hutter 2019), in one fused kernel; without decay it is the Adam of 2017.
+    "adamw" is torch's (Loshchilov and Hutter 2019), in one fused kernel; without decay it is the Adam of 2017. "muon"
+    needs blocks: raises Error (exit 2) for a model without one.
     """
-    groups = parameter_groups(model.named_parameters(), recipe.weight_decay)
     settings: dict[str, Any] = {"lr": recipe.lr, "betas": (recipe.beta1, recipe.beta2), "eps": recipe.eps}
+    if recipe.optimizer == "muon":
+        return _make_muon(model, recipe.weight_decay, settings)
+    groups = parameter_groups(model.named_parameters(), recipe.weight_decay)
     if recipe.optimizer == "adamw":
         return AdamW(groups, **settings, fused=True)
     return PaperAdam(groups, **settings, weight_decay=recipe.weight_decay, corrected=recipe.optimizer == "adam-gpt1")
+
+
+def _make_muon(model: nn.Module, weight_decay: float, settings: dict[str, Any]) -> MuonAdamW:
+    matrices = block_matrices(model)
+    if not matrices:
+        raise Error("optimizer muon", "moves the matrices of blocks, and this model has no block", "use adamw")
+    taken = {id(parameter) for parameter in matrices}
+    rest = ((name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in taken)
+    return MuonAdamW(matrices, parameter_groups(rest, weight_decay), weight_decay, **settings)

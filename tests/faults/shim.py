@@ -10,7 +10,7 @@ import stat
 from contextlib import contextmanager
 from pathlib import Path
 
-KINDS = ("die before", "die after", "ENOSPC", "EIO", "half, then die", "power cut")
+KINDS = ("die before", "die after", "ENOSPC", "EIO", "half, then die", "power cut, names kept", "power cut, names lost")
 CALLS = ("fsync", "replace", "rename", "mkdir", "unlink", "rmdir")
 DEAD = 137  # the exit code of a process that was killed
 
@@ -80,18 +80,20 @@ class Shim:
         if self.kind in ("ENOSPC", "EIO"):
             number = getattr(errno, self.kind)
             raise OSError(number, os.strerror(number))
-        if self.kind == "die after":
-            call()
-        if self.kind == "power cut":
-            call()
-            self._lose_what_is_not_flushed()
-        os._exit(DEAD)
+        try:
+            if self.kind not in ("die before", "half, then die"):
+                call()
+            if self.kind.startswith("power cut"):
+                self._lose_what_is_not_flushed()
+        finally:
+            os._exit(DEAD)
 
     def _lose_what_is_not_flushed(self):
-        """Half of each file that was not flushed, and each new name of a folder that was not: what a disk may lose."""
+        """Half of each file that was not flushed; and the new names of folders, which may reach a disk before the data
+        of what is in them, or be lost too."""
         for descriptor in self.dirty.values():
             os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
-        for old, new in reversed(self.renamed):
+        for old, new in reversed(self.renamed if self.kind.endswith("lost") else []):
             if new.exists() and not old.exists():
                 self.real["rename"](new, old)
 

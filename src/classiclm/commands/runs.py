@@ -15,6 +15,7 @@ from classiclm.data.tokenizers import is_learnt, load_tokenizer
 from classiclm.errors import Error
 from classiclm.nn.attention import choose_path, set_attention_path
 from classiclm.train import machine
+from classiclm.train.distributed import World
 from classiclm.train.progress import say
 from classiclm.train.settings import TrainConfig
 from classiclm.train.trainer import Trainer
@@ -64,8 +65,13 @@ def prepare(config: TrainConfig) -> Corpus:
     return _kind(config).prepare(config.data, config.tokenizer)
 
 
-def make_trainer(run: Path, config: TrainConfig, label: str = "train", data: Corpus | None = None) -> Trainer:
-    """Read the data, settle every `auto`, build the model, say what will happen on one line of stderr."""
+def make_trainer(
+    run: Path, config: TrainConfig, label: str = "train", data: Corpus | None = None, world: World | None = None
+) -> Trainer:
+    """Read the data, settle every `auto`, build the model, say what will happen on one line of stderr.
+
+    world: the processes that train together; None = this one alone.
+    """
     preset = registry.preset(str(config.preset))
     data = data or prepare(config)
     config = _with_vocabulary(config, data)
@@ -83,7 +89,7 @@ def make_trainer(run: Path, config: TrainConfig, label: str = "train", data: Cor
     model = preset.module.build(config.model)
     set_attention_path(model, config.attention)
     say(describe(plan, config, model.count_parameters(), data))
-    return Trainer(run, config, plan, model, task, label)
+    return Trainer(run, config, plan, model, task, label, world)
 
 
 def _kind(config: TrainConfig) -> Kind:

@@ -16,6 +16,8 @@ from classiclm.commands.runs import (
 )
 from classiclm.config import to_yaml
 from classiclm.errors import Error
+from classiclm.train import machine
+from classiclm.train.distributed import joined, world_from_env
 from classiclm.train.progress import format_seconds, say
 from classiclm.train.settings import TrainConfig
 from classiclm.train.trainer import Result, Trainer
@@ -48,8 +50,9 @@ def main(argv: Sequence[str], prog: str) -> int:
     data = prepare(config)
     check_vocabulary(given, data)
     check_tokenizer(given, data)
-    trainer = make_trainer(Path(flags.out), config, "train", data)
-    return report(trainer, trainer.fit())
+    with joined(world_from_env(), machine.look(config.device).device, config.timeout) as world:
+        trainer = make_trainer(Path(flags.out), config, "train", data, world)
+        return report(trainer, trainer.fit())
 
 
 def report(trainer: Trainer, result: Result) -> int:

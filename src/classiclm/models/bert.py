@@ -23,7 +23,7 @@ from classiclm.config import Positive, Rate
 from classiclm.nn.base import Model
 from classiclm.nn.blocks import PostLNBlock
 from classiclm.nn.dropout import Dropout
-from classiclm.nn.embedding import PositionEmbedding, TokenEmbedding
+from classiclm.nn.embedding import PositionEmbedding, ReadOut, TokenEmbedding, as_logits
 from classiclm.nn.init import init_bert
 from classiclm.nn.mask import Mask
 from classiclm.nn.mlp import ACTIVATIONS
@@ -133,11 +133,16 @@ class BERT(Model):
         segments: Tensor | None = None,
         mask: Mask | None = None,
         places: Tensor | None = None,
+        read_out: ReadOut = as_logits,
     ) -> Logits:
-        """The pre-training heads. `places` (B, P): the positions to restore, all if None (slower: P V numbers each)."""
+        """The pre-training heads. `places` (B, P): the positions to restore, all if None (slower: P V numbers each).
+
+        `read_out` may make something smaller of the masked tokens' logits.
+        """
         x = self.encode(tokens, segments, mask)  # (B, T, D)
         asked = x if places is None else x.gather(1, places[..., None].expand(-1, -1, x.shape[2]))  # (B, P, D)
-        return Logits(self.mlm(asked, self.tok_emb), self.nsp(self.pool(x)))
+        mlm = read_out(lambda states: self.mlm(states, self.tok_emb), asked)  # (B, P, D) -> (B, P, V)
+        return Logits(mlm, self.nsp(self.pool(x)))
 
 
 class MaskedHead(nn.Module):

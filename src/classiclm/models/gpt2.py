@@ -22,7 +22,7 @@ from classiclm.nn.base import LanguageModel
 from classiclm.nn.blocks import PreLNBlock
 from classiclm.nn.cache import KVCache
 from classiclm.nn.dropout import Dropout
-from classiclm.nn.embedding import PositionEmbedding, TokenEmbedding
+from classiclm.nn.embedding import PositionEmbedding, ReadOut, TokenEmbedding, as_logits
 from classiclm.nn.init import init_gpt2
 from classiclm.nn.mask import Mask
 from classiclm.nn.norm import LayerNorm
@@ -98,19 +98,24 @@ class GPT2(LanguageModel):
         init_gpt2(self, config.n_layers)
 
     def forward(
-        self, tokens: Tensor, mask: Mask | None = None, cache: KVCache | None = None, positions: Tensor | None = None
+        self,
+        tokens: Tensor,
+        mask: Mask | None = None,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        read_out: ReadOut = as_logits,
     ) -> Tensor:
         """(B, T) token ids -> (B, T, V) logits of each next token.
 
         With a cache, `tokens` are the new ones only. `positions` (B, T) are for sequences that do not all begin at the
-        first column. Raises ValueError past n_ctx.
+        first column. `read_out` may make something smaller than logits. Raises ValueError past n_ctx.
         """
         start = cache.length if cache else 0
         x = self.drop(self.tok_emb(tokens) + self.pos_emb(start, tokens.shape[1], positions))  # (B, T, D)
         mask = mask or Mask(causal=True)
         for i, block in enumerate(self.blocks):
             x = block(x, mask=self.layer_mask(i, mask), cache=cache.layers[i] if cache else None)
-        return self.tok_emb.logits(self.ln_f(x))  # (B, T, D) -> (B, T, V)
+        return read_out(self.tok_emb.logits, self.ln_f(x))  # (B, T, D) -> (B, T, V)
 
     def layer_mask(self, layer: int, mask: Mask) -> Mask:
         """What layer 0, 1, ... may see of what `mask` allows: here, all of it."""

@@ -27,7 +27,7 @@ from classiclm.nn.base import LanguageModel
 from classiclm.nn.blocks import Block, PlainBlock, PostLNBlock, PreLNBlock, ResidualBlock
 from classiclm.nn.cache import KVCache
 from classiclm.nn.dropout import Dropout
-from classiclm.nn.embedding import PositionEmbedding, TokenEmbedding
+from classiclm.nn.embedding import PositionEmbedding, ReadOut, TokenEmbedding, as_logits
 from classiclm.nn.init import init_fan_in
 from classiclm.nn.mask import Mask
 from classiclm.nn.norm import LayerNorm
@@ -62,10 +62,15 @@ class Bigram(LanguageModel):
         init_fan_in(self)
 
     def forward(
-        self, tokens: Tensor, mask: Mask | None = None, cache: KVCache | None = None, positions: Tensor | None = None
+        self,
+        tokens: Tensor,
+        mask: Mask | None = None,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        read_out: ReadOut = as_logits,
     ) -> Tensor:
         """(B, T) -> (B, T, V)."""
-        return self.table(tokens)
+        return read_out(self.table, tokens)
 
 
 class Embedded(LanguageModel, ABC):
@@ -82,13 +87,18 @@ class Embedded(LanguageModel, ABC):
         init_fan_in(self)
 
     def forward(
-        self, tokens: Tensor, mask: Mask | None = None, cache: KVCache | None = None, positions: Tensor | None = None
+        self,
+        tokens: Tensor,
+        mask: Mask | None = None,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        read_out: ReadOut = as_logits,
     ) -> Tensor:
         """(B, T) -> (B, T, V). With a cache, `tokens` are the new ones only. Raises ValueError past n_ctx."""
         start = cache.length if cache else 0
         x = self.drop(self.tok_emb(tokens) + self.pos_emb(start, tokens.shape[1], positions))  # (B, T, D)
         x = self.body(x, mask or Mask(causal=True), cache)  # (B, T, D)
-        return self.tok_emb.logits(x)  # (B, T, V)
+        return read_out(self.tok_emb.logits, x)  # (B, T, V)
 
     @abstractmethod
     def add_body(self, config: Config) -> None:

@@ -24,7 +24,7 @@ from classiclm.nn.base import EncoderDecoder
 from classiclm.nn.blocks import PostLNBlock, PostLNDecoderBlock
 from classiclm.nn.cache import DecoderCache
 from classiclm.nn.dropout import Dropout
-from classiclm.nn.embedding import PositionEmbedding, TokenEmbedding, sinusoids
+from classiclm.nn.embedding import PositionEmbedding, ReadOut, TokenEmbedding, as_logits, sinusoids
 from classiclm.nn.init import init_2017
 from classiclm.nn.mask import Mask
 from classiclm.recipe import Deviation, PairRecipe
@@ -146,18 +146,24 @@ class Transformer2017(EncoderDecoder):
         return x
 
     def decode(
-        self, target: Tensor, memory: Tensor, memory_mask: Mask | None = None, cache: DecoderCache | None = None
+        self,
+        target: Tensor,
+        memory: Tensor,
+        memory_mask: Mask | None = None,
+        cache: DecoderCache | None = None,
+        read_out: ReadOut = as_logits,
     ) -> Tensor:
         """(B, T) token ids and the encoder's output (B, S, D) -> (B, T, V) logits of each next target token.
 
         With a cache, `target` are the new tokens only, and the memory is projected to keys and values just once.
+        `read_out` may make something smaller than logits.
         """
         x = self.embed(target, cache.length if cache else 0)
         for i, block in enumerate(self.decoder):
             own = cache.own.layers[i] if cache else None
             read = cache.memory.layers[i] if cache else None
             x = block(x, memory, Mask(causal=True), memory_mask, own, read)
-        return self.tok_emb.logits(x)  # (B, T, D) -> (B, T, V)
+        return read_out(self.tok_emb.logits, x)  # (B, T, D) -> (B, T, V)
 
     def embed(self, tokens: Tensor, start: int) -> Tensor:
         """Embeddings times sqrt(d_model), plus positions (sections 3.4 and 3.5): (B, T) -> (B, T, D).

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from classiclm.errors import Error, did_you_mean
 from classiclm.nn.cache import DecoderCache, KVCache
+from classiclm.nn.embedding import ReadOut, as_logits
 from classiclm.nn.mask import Mask
 
 
@@ -44,7 +45,8 @@ class Model(nn.Module):
 class LanguageModel(Model):
     """`model(tokens, mask=None, cache=None, positions=None) -> logits`: (B, T) token ids -> (B, T, V).
 
-    `n_attention` counts the attention layers that a cache has to serve.
+    It takes a `read_out`, too, which may make something smaller than logits of its last states. `n_attention` counts
+    the attention layers that a cache has to serve.
     """
 
     n_attention: int = 0
@@ -79,7 +81,12 @@ class EncoderDecoder(Model, ABC):
 
     @abstractmethod
     def decode(
-        self, target: Tensor, memory: Tensor, memory_mask: Mask | None = None, cache: DecoderCache | None = None
+        self,
+        target: Tensor,
+        memory: Tensor,
+        memory_mask: Mask | None = None,
+        cache: DecoderCache | None = None,
+        read_out: ReadOut = as_logits,
     ) -> Tensor:
         """(B, T) token ids and the memory (B, S, D) -> (B, T, V). With a cache, `target` are the new tokens only."""
 
@@ -87,9 +94,11 @@ class EncoderDecoder(Model, ABC):
     def new_cache(self, n_target: int, n_source: int) -> DecoderCache:
         """An empty cache for so many target and source positions."""
 
-    def forward(self, source: Tensor, target: Tensor, source_mask: Mask | None = None) -> Tensor:
+    def forward(
+        self, source: Tensor, target: Tensor, source_mask: Mask | None = None, read_out: ReadOut = as_logits
+    ) -> Tensor:
         """The logits of each next target token: target position t sees targets up to t and the whole source."""
-        return self.decode(target, self.encode(source, source_mask), source_mask)
+        return self.decode(target, self.encode(source, source_mask), source_mask, read_out=read_out)
 
     def generate(self, source: Tensor, start: int, end: int, **settings: Any) -> list[list[int]]:
         """Translate rows of (B, S) tokens without padding; see `classiclm.generate.beam.translate` for the settings."""

@@ -5,10 +5,19 @@ The token embedding of the GPTs is also the matrix of their last linear layer ("
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# What a model does with its last states (..., D), given the function that turns them into logits (..., V).
+ReadOut = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+
+
+def as_logits(logits: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, V)
+    """The plain `ReadOut`: all logits. `objectives.InPieces` is the one that never holds them all."""
+    return logits(x)
 
 
 class TokenEmbedding(nn.Module):

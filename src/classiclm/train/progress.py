@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -25,9 +26,10 @@ _ASCII_SPARKS = "_.-=+*#@"  # for a terminal that has no others
 _SPARK_WIDTH = 30
 
 
-def say(message: str) -> None:
-    """One line on stderr."""
-    print(message, file=sys.stderr, flush=True)
+def say(message: str, everywhere: bool = False) -> None:
+    """One line on stderr; of several processes only the first speaks, unless it is said everywhere."""
+    if everywhere or os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr, flush=True)
 
 
 class Clock:
@@ -71,7 +73,7 @@ class Gauges:
 
     flops_per_token: float | None = None  # of the model, forward and backward
     peak: float | None = None  # FLOPs/s of matrix products that the machine is known to reach
-    memory: Callable[[], int] | None = None  # bytes in use now
+    memory: Callable[[], int | None] | None = None  # bytes in use now
 
     def share(self, tokens_per_s: float) -> float | None:
         """Which part of the machine's peak the model's own arithmetic takes."""
@@ -181,8 +183,9 @@ def _how_fast(row: Row, gauges: Gauges) -> str:
     share = gauges.share(row["tokens_per_s"])
     if share is not None:
         parts.append(f"{share:.1%} of this machine's peak")
-    if gauges.memory is not None:
-        parts.append(f"{format_bytes(gauges.memory())} in use")
+    in_use = gauges.memory() if gauges.memory else None
+    if in_use is not None:
+        parts.append(f"{format_bytes(in_use)} in use")
     return ", ".join(parts)
 
 

@@ -10,7 +10,10 @@ from classiclm.recipe import Recipe
 Auto = Literal["auto"]
 
 # What may differ when a run is continued: its length, and how often it logs, measures and saves.
-MAY_CHANGE = ("steps", "log_every", "eval_every", "eval_windows", "save_every", "keep", "tracker", "log_norms")
+MAY_CHANGE = (
+    *("steps", "log_every", "eval_every", "eval_windows", "save_every", "keep", "tracker", "log_norms"),
+    *("strategy", "copies", "timeout"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class TrainConfig(Recipe):
     eval_windows: Positive | Literal["all"] = 256  # windows, or sentence pairs, per validation; the last takes all
     skip_bad: Positive = 5  # steps in a row whose gradient is not finite, and so not used, before training gives up
     skip_spikes: PositiveFloat | None = None  # also skip gradients so many standard deviations above the last 128
+    strategy: Literal["none", "ddp", "fsdp"] = "none"  # of several processes, which torchrun starts
+    copies: Positive = 1  # fsdp: how many times the whole model is kept; each group of processes shards its own (HSDP)
+    timeout: Positive = 300  # seconds that processes wait for one another
     recompute: bool = False  # activation checkpointing: less memory for a third more arithmetic
     save_every: Positive = 250  # steps between checkpoints
     keep: Positive = 2  # newest checkpoints to keep, besides the best

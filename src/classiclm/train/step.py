@@ -17,6 +17,7 @@ from classiclm.data.batches import Batch, derive
 from classiclm.errors import RESOURCE, Error
 from classiclm.objectives import Objective
 from classiclm.optim import learning_rate
+from classiclm.train.distributed import World, add_up, clip_norm
 from classiclm.train.machine import Plan, autocast
 from classiclm.train.norms import activation_norms, as_numbers, gradient_norms
 from classiclm.train.settings import TrainConfig
@@ -29,7 +30,7 @@ _FEWEST = 32  # below which none is
 class Outcome:
     """What a step did. Tensors stay on the device until somebody looks."""
 
-    loss: Tensor  # ()
+    loss: Tensor  # (), over all processes if that was asked for
     norm: Tensor  # (), of the whole gradient, before clipping
     skipped: bool | None  # None where only the device knows
     norms: dict[str, float | None]  # by layer, if they were asked for
@@ -46,22 +47,25 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
         plan: Plan,
+        world: World,
     ):
         self.model, self.forward, self.objective, self.optimizer = model, forward, objective, optimizer
-        self.config, self.plan = config, plan
+        self.config, self.plan, self.world = config, plan, world
         self.scaler = torch.amp.GradScaler(plan.device, enabled=plan.precision == "fp16")
         self.n_skipped = torch.zeros((), device=plan.device)  # steps in a row that were skipped
         # A fused kernel is told on the device to do nothing; others would have to be waited for.
-        self._asks_device = plan.device != "cpu" and type(optimizer) is torch.optim.AdamW
+        self._asks_device = plan.device != "cpu" and type(optimizer) is torch.optim.AdamW and config.strategy != "fsdp"
 
     def __call__(
         self, step: int, tokens: int, batch: Batch, parts: list[Batch], window: list[float], look: bool
     ) -> Outcome:
-        """Step 0, 1, ... on a batch, which is in `parts`; `tokens` seen up to its end, `window` the last norms.
+        """Step 0, 1, ... on a batch, this process's share of which is in `parts`; `tokens` seen up to its end, `window`
+        the last norms. With `look`, the outcome has the loss over all processes and the norms by layer.
 
         Raises Error (exit 4) with the settings that would fit if the device has too little memory.
         """
-        torch.manual_seed(derive("dropout", self.config.seed, step))
+        ranks = (self.world.rank,) if self.world.size > 1 else ()
+        torch.manual_seed(derive("dropout", self.config.seed, step, *ranks))
         try:
             loss = self._gradients(batch, parts)
         except torch.OutOfMemoryError as e:
@@ -72,18 +76,19 @@ class Stepper:
             raise out_of_memory(self.plan) from e
         self.scaler.unscale_(self.optimizer)
         norms = self._norms(parts[-1]) if look and self.config.log_norms else {}
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
+        norm = clip_norm(self.model, self.config.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, tokens, self.config)
-        skipped = self._update(loss, norm, window)
+        skipped = self._update(norm, window)
         self.optimizer.zero_grad(set_to_none=True)
-        return Outcome(loss, norm, skipped, norms)
+        return Outcome(self.world.sum(loss) if look else loss, norm, skipped, norms)
 
     def _gradients(self, batch: Batch, parts: list[Batch]) -> Tensor:
         """Adds up the gradients of all parts; returns the loss."""
         counts = self._on_device(self.objective.counts(batch))
         loss = torch.zeros((), device=self.plan.device)
-        for part in parts:
+        for i, part in enumerate(parts, start=1):
+            add_up(self.forward, last=i == len(parts))
             with autocast(self.plan.device, self.plan.precision):
                 share = self.objective(self.forward, self._on_device(part)).total(counts)
             self.scaler.scale(share).backward()
@@ -99,13 +104,13 @@ class Stepper:
             sizes = activation_norms(self.model, lambda: self.objective(self.model, self._on_device(part)))
         return as_numbers(gradient_norms(self.model) | sizes)
 
-    def _update(self, loss: Tensor, norm: Tensor, window: list[float]) -> bool | None:
+    def _update(self, norm: Tensor, window: list[float]) -> bool | None:
         """Let the optimizer step, unless the gradient is bad; whether it was skipped."""
         if self.scaler.is_enabled():  # it looks for itself, and lowers its scale
             self.scaler.step(self.optimizer)
             self.scaler.update()
             return None
-        bad = ~(norm.isfinite() & loss.isfinite())
+        bad = ~norm.isfinite()  # a loss that is not finite has no finite gradient
         if self._asks_device and self.config.skip_spikes is None:
             self.optimizer.found_inf, self.optimizer.grad_scale = bad.float(), None  # type: ignore[attr-defined]
             self.optimizer.step()

@@ -8,6 +8,7 @@ its step, go on.
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from classiclm.config import to_yaml
 from classiclm.data.batches import Batch, rows_of
 from classiclm.errors import BAD_INPUT, DIVERGED, RESOURCE, Error
 from classiclm.files import locked
-from classiclm.objectives import Measured, Objective, measure
+from classiclm.objectives import Measured, Objective
 from classiclm.optim import make_optimizer
 from classiclm.train import checkpoint
 from classiclm.train.compiling import Compiled
+from classiclm.train.distributed import World, distribute, measure_share, share
 from classiclm.train.gauges import memory_in_use
 from classiclm.train.machine import Plan, autocast
 from classiclm.train.progress import Gauges, ProgressLog, say
@@ -34,6 +36,7 @@ from classiclm.train.signals import StopRequest, stop_requests
 from classiclm.train.step import Outcome, Stepper
 from classiclm.train.trackers import make_tracker
 
+_PATIENCE = 25.0  # seconds from a signal to the end; torchrun kills 30 seconds after it asks
 _SMALLEST_SCALE = 1e-3  # fp16: a scaler that has come down so far will not find a scale that works
 
 
@@ -63,19 +66,31 @@ class Result:
 class Trainer:
     """Trains `model` in the folder `run`; `fit` may be called again, here or in another process, to go on."""
 
-    def __init__(self, run: Path, config: TrainConfig, plan: Plan, model: nn.Module, task: Task, label: str = "train"):
+    def __init__(
+        self,
+        run: Path,
+        config: TrainConfig,
+        plan: Plan,
+        model: nn.Module,
+        task: Task,
+        label: str = "train",
+        world: World | None = None,  # the processes that train together; None = this one alone
+    ):
         self.run, self.config, self.plan, self.task, self.label = run, config, plan, task, label
+        self.world = world or World()
         self.model = model.to(plan.device)
         if config.recompute:
             recompute_blocks(self.model)
-        forward: Callable[..., Any] = Compiled(self.model) if plan.compile else self.model
+        shared = distribute(self.model, config.strategy, self.world, plan.precision, config.copies)
+        forward: Callable[..., Any] = Compiled(shared) if plan.compile else shared
         self.optimizer = make_optimizer(self.model, config)
-        self.stepper = Stepper(self.model, forward, task.objective, self.optimizer, config, plan)
+        self.stepper = Stepper(self.model, forward, task.objective, self.optimizer, config, plan, self.world)
         self.metrics = Metrics(run)
         self.state = checkpoint.State(data=task.fingerprint)
         self.seconds = 0.0  # of training so far, over all calls
         self._rows: list[dict[str, Any]] = []  # of earlier calls
         self._unsaved = False  # whether the last save failed
+        self.signal: int | None = None  # that has stopped the last call
         self._stop = StopRequest()
 
     def fit(self) -> Result:
@@ -84,39 +99,51 @@ class Trainer:
         Raises Error: exit 2 for a folder of another config, 3 for changed data, 4 for one that is locked or cannot be
         written, 5 if the loss is not finite.
         """
-        with locked(self.run, "checkpoints"), stop_requests(self._stop):
-            check_config(self.run, to_yaml(self.config), checkpoint.saved_steps(self.run))
+        lock = locked(self.run, "checkpoints") if self.world.is_main else nullcontext()
+        patience = _PATIENCE if self.world.size > 1 else None
+        with lock, stop_requests(self._stop, patience):
+            if self.world.is_main:
+                check_config(self.run, to_yaml(self.config), checkpoint.saved_steps(self.run))
             self._resume()
             if self.state.step < self.config.steps:
-                write_config(self.run, to_yaml(self.config))
-                write_environment(self.run)
+                if self.world.is_main:
+                    write_config(self.run, to_yaml(self.config))
+                    write_environment(self.run)
                 self._loop()
-        return Result(self.state.step, self._stop.number)
+        return Result(self.state.step, self.signal)
 
     def _loop(self) -> None:
         started, c = time.monotonic() - self.seconds, self.config
         gauges = Gauges(None, None, lambda: memory_in_use(self.plan.device))
+        tracker_name = c.tracker if self.world.is_main else "none"
         with (
-            ProgressLog(self.label, c.steps, self.state.step, self._rows, gauges) as progress,
-            make_tracker(c.tracker, self.run, yaml.safe_load(to_yaml(c)), self._rows) as tracker,
+            ProgressLog(self.label, c.steps, self.state.step, self._rows, gauges, self.world.is_main) as progress,
+            make_tracker(tracker_name, self.run, yaml.safe_load(to_yaml(c)), self._rows) as tracker,
         ):
-            while self.state.step < c.steps and self._stop.number is None:
+            self._agree_to_stop()
+            while self.state.step < c.steps and self.signal is None:
                 row = self._train_step()
                 improved = self._validate(row)
                 self.seconds = time.monotonic() - started
-                if row:
+                if row and self.world.is_main:
                     row["seconds"] = round(self.seconds, 3)
                     self.metrics.append(row)
                     progress.show(row)
                     tracker.log(row)
+                self._agree_to_stop()
                 if improved or self._will_save():
                     self._save()
+
+    def _agree_to_stop(self) -> None:
+        """If any process has got a signal, all stop at the same step."""
+        self.signal = self.world.largest(self._stop.number or 0) or None
 
     def _train_step(self) -> dict[str, Any]:
         """One optimizer step over all micro-batches; the row to be logged, empty if this step is not."""
         state, step = self.state, self.state.step
         batch = self.task.batches(step)
-        parts = list(self.task.parts(batch, self.plan.micro_batch))
+        self.world.at_step(step + 1)
+        parts = share(batch, self.task.parts, self.plan.micro_batch, self.world)
         n_tokens = self.task.n_tokens(batch)
         logged = self._will_log(step + 1)
         began = self._now(logged)
@@ -173,14 +200,14 @@ class Trainer:
 
     def _measure(self, n_windows: int | None) -> Measured:
         with autocast(self.plan.device, self.plan.precision):
-            return measure(self.model, self.task.validated, self.task.validation(n_windows))
+            return measure_share(self.model, self.task.validated, self.task.validation(n_windows), self.world)
 
     def _due(self, every: int) -> bool:
         return self.state.step % every == 0 or self.state.step == self.config.steps
 
     def _will_save(self) -> bool:
         # Step 1 too: a folder that cannot be written is found out now, not after an hour.
-        return self.state.step == 1 or self._due(self.config.save_every) or self._stop.number is not None
+        return self.state.step == 1 or self._due(self.config.save_every) or self.signal is not None
 
     def _will_log(self, step: int) -> bool:
         c = self.config
@@ -199,7 +226,7 @@ class Trainer:
         try:
             self._save_now()
         except Error as e:
-            last = self.state.step >= self.config.steps or self._stop.number is not None
+            last = self.state.step >= self.config.steps or self.signal is not None
             if e.code != RESOURCE or last or self._unsaved or self.state.step == 1:
                 raise
             say(f"warning: {e} Training goes on, and the next save is the last attempt.")
@@ -211,21 +238,23 @@ class Trainer:
         self.state.skipped = int(self.stepper.n_skipped)
         if self.stepper.scaler.is_enabled():
             self.state.scaler = self.stepper.scaler.state_dict()
-        self.metrics.flush_to_disk()
-        checkpoint.save(self.run, self.model, self.optimizer, self.state, self.task.files)
+        if self.world.is_main:
+            self.metrics.flush_to_disk()
+        checkpoint.save(self.run, self.model, self.optimizer, self.state, self.task.files, self.world)
+        if self.world.is_main:
+            self._prune()
+
+    def _prune(self) -> None:
         best = self.state.best.get("step")
         checkpoint.prune(self.run, self.state.step, self.config.keep, None if best is None else int(best))
 
     def _resume(self) -> None:
-        folder, warnings = checkpoint.newest_valid(self.run)
-        for warning in warnings:
-            say(f"warning: {warning}")
-        if folder is None:
-            if checkpoint.saved_steps(self.run):
-                fix = "restore the folder from a copy, or choose another --out"
-                raise Error(self.run, "has checkpoints, and none of them is valid", fix, BAD_INPUT)
-            self.metrics.cut_behind(0)
+        newest = self.world.gather(self._newest_step() if self.world.is_main else None)[0]  # one verifies it for all
+        if newest is None:
+            if self.world.is_main:
+                self.metrics.cut_behind(0)
             return
+        folder = checkpoint.folder_of(self.run, newest)
         state = checkpoint.read_state(folder)
         if state.data != self.task.fingerprint:
             fix = "restore the text the run was started with, or choose another --out"
@@ -236,14 +265,20 @@ class Trainer:
             self.stepper.scaler.load_state_dict(state.scaler)
         self.state = state
         self.stepper.n_skipped += state.skipped
-        rows = self._rows = self.metrics.cut_behind(state.step)
+        rows = self._rows = self.metrics.cut_behind(state.step) if self.world.is_main else []
         self.seconds = rows[-1]["seconds"] if rows else 0.0
         finished = state.step >= self.config.steps
-        say(
-            f"{self.run} is finished: step {state.step}"
-            if finished
-            else f"continuing {self.run} from step {state.step}"
-        )
+        say(f"{self.run} is finished: step {newest}" if finished else f"continuing {self.run} from step {newest}")
+
+    def _newest_step(self) -> int | None:
+        """The newest valid checkpoint's, None if there is no checkpoint. Raises Error (exit 3) if none is valid."""
+        folder, warnings = checkpoint.newest_valid(self.run)
+        for warning in warnings:
+            say(f"warning: {warning}")
+        if folder is None and checkpoint.saved_steps(self.run):
+            fix = "restore the folder from a copy, or choose another --out"
+            raise Error(self.run, "has checkpoints, and none of them is valid", fix, BAD_INPUT)
+        return None if folder is None else int(folder.name.rpartition("-")[2])
 
 
 def _finite(number: Tensor) -> float | None:
