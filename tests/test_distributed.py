@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_run import FAMILIES, batch_of, build, parts_of, train
 from torch import nn
 
 from classiclm.data.batches import rows_of
@@ -21,6 +20,7 @@ from classiclm.data.pairs import micro_batches
 from classiclm.errors import Error
 from classiclm.nn.mask import IGNORE
 from classiclm.objectives import measure
+from classiclm.train import distributed
 from classiclm.train.compiling import Compiled
 from classiclm.train.distributed import (
     World,
@@ -32,6 +32,8 @@ from classiclm.train.distributed import (
     share,
     world_from_env,
 )
+from classiclm.train.machine import Machine
+from distributed_run import FAMILIES, batch_of, build, parts_of, train
 
 SCRIPT = Path(__file__).parent / "distributed_run.py"
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -281,11 +283,27 @@ def test_a_measurement_in_one_process_is_that_of_objectives():
 
 
 def test_gradients_are_added_up_only_when_asked_also_through_a_compiled_model():
-    class Sharded(nn.Module):
-        set_requires_gradient_sync = lambda self, flag: flags.append(flag)  # noqa: E731
-
-    flags = []
-    add_up(Sharded(), last=False)
-    add_up(Compiled(Sharded()), last=True)
+    model = Sharded()
+    add_up(model, last=False)
+    add_up(Compiled(model), last=True)
     add_up(nn.Linear(1, 1), last=True)  # one process: nothing to do
-    assert flags == [False, True]
+    assert model.flags == [False, True]
+
+
+def test_gradients_that_would_fill_the_memory_are_shared_out_with_each_micro_batch(monkeypatch):
+    model = Sharded()
+    for memory in (8 * 4 * 6, 8 * 4 * 6 - 1):  # a gradient of 6 numbers is an eighth of it, or more
+        monkeypatch.setattr(distributed, "look", lambda _: Machine("cpu", "small", False, False, memory))  # noqa: B023
+        add_up(model, last=False)
+    assert model.flags == [False, True]
+
+
+class Sharded(nn.Linear):
+    """A model of 6 parameters that notes what FSDP2 would be told."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.flags = []
+
+    def set_requires_gradient_sync(self, flag):
+        self.flags.append(flag)

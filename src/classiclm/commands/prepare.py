@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     out, request = Path(flags.out), StopRequest()
     if flags.engine.kind:
         return _clean_only(flags, out)
-    with locked(out), stop_requests(request):
+    with locked(out, ".pieces"), stop_requests(request):
         _check_settings(out, flags)
         if not (out / "meta.json").is_file():
             job = _job(flags, _saved_revisions(out))
@@ -89,6 +90,7 @@ def main(argv: Sequence[str], prog: str) -> int:
                 return 128 + (request.number or 0)
         else:
             say(f"{out} is finished")
+            shutil.rmtree(out / ".pieces", ignore_errors=True)  # of a process that was killed at the very end
         _report(out)
         if flags.export:
             say(f"writing {out / flags.export}")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from classiclm.data.cleaning import Cleaning, Step, make_steps
+from classiclm.data.cleaning import DUPLICATE_STEPS, Cleaning, Step, make_steps
 from classiclm.data.documents import Document
 from classiclm.data.duplicates import Near, content_key
 from classiclm.data.pieces import Block, read_piece
@@ -58,7 +58,7 @@ class Job:
 
     def steps(self, origin: Origin) -> list[Step]:
         """The cleaning steps of an origin that look at one document at a time."""
-        return make_steps([name for name in origin.steps if name not in ("exact", "near")], self.cleaning)
+        return make_steps([name for name in origin.steps if name not in DUPLICATE_STEPS], self.cleaning)
 
     def near_of(self, origin: Origin) -> Near | None:
         """The settings of near-duplicates, None if the origin does not ask for them."""
@@ -129,13 +129,20 @@ def _tokenizer(job: Job, say: Say, stopped: Stopped) -> Tokenizer | None:
     text = ""
     if is_learnt(job.tokenizer):
         say(f"learning {job.tokenizer} from the first documents of each source")
-        texts = list(itertools.takewhile(lambda _: not stopped(), _texts_to_learn_from(job)))
+        texts = itertools.takewhile(lambda _: not stopped(), _texts_to_learn_from(job))
+        text = "".join(sorted(_alphabet(texts))) if job.tokenizer == "char" else "\n\n".join(texts)
         if stopped():
             return None
-        text = "".join(sorted(set().union(*texts))) if job.tokenizer == "char" else "\n\n".join(texts)
     tokenizer = make_tokenizer(job.tokenizer, text)
     write_file(path, tokenizer.to_json().encode())
     return tokenizer
+
+
+def _alphabet(texts: Iterable[str]) -> set[str]:
+    characters: set[str] = set()
+    for text in texts:
+        characters.update(text)
+    return characters
 
 
 def _texts_to_learn_from(job: Job) -> Iterator[str]:

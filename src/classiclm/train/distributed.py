@@ -7,7 +7,7 @@ the whole batch, so the gradient of a step is the plain sum of the processes'. T
     ddp     each process keeps the whole model; gradients are added while the last backward pass of a step still runs
     fsdp    each keeps a share of weights, gradients and moments, and borrows one block's weights at a time (FSDP2)
 
-    torchrun --standalone --nproc_per_node 2 -m classiclm train gpt2-shakespeare-cpu --strategy ddp --out runs/two
+    torchrun --standalone --nproc_per_node 2 -m classiclm train PRESET --strategy ddp --out runs/two
 """
 
 import json
@@ -31,10 +31,12 @@ from classiclm.nn.norm import LayerNorm
 from classiclm.objectives import Measured, Objective
 from classiclm.train.compiling import Compiled
 from classiclm.train.heartbeat import Heartbeat
+from classiclm.train.machine import look
 from classiclm.train.memory import Strategy
 from classiclm.train.progress import say
 
 _TARGETS = ("targets", "next")  # what losses are over, in any batch: IGNORE there means none
+_WHOLE_GRADIENT = 1 / 8  # of a device's memory at most, where fsdp accumulates
 
 
 @dataclass(frozen=True)
@@ -284,16 +286,23 @@ def _mesh(model: nn.Module, world: World, copies: int) -> Any:
 
 
 def add_up(forward: Callable[..., Any], last: bool) -> None:
-    """Before each micro-batch's forward pass: whether its backward pass is the one that adds up gradients over all
-    processes. `forward` is what `distribute` has made, compiled or not. Gradients of earlier micro-batches wait on their
-    process: with fsdp, too, which then holds whole gradients of 4 bytes a parameter until the last one."""
+    """Before each micro-batch's forward pass: whether it is the step's last one, whose backward pass adds up gradients
+    over all processes. `forward` is what `distribute` has made, compiled or not.
+
+    Earlier gradients wait on their process, where with fsdp, too, they are whole: 4 bytes a parameter. If that is more
+    than an eighth of the memory, each micro-batch's are added up and shared out at once.
+    """
     module = forward.forward if isinstance(forward, Compiled) else forward
     if isinstance(module, nn.parallel.DistributedDataParallel):
         module.require_backward_grad_sync = last
-        return
-    set_sync: Any = getattr(module, "set_requires_gradient_sync", None)  # FSDP2's
-    if set_sync is not None:
-        set_sync(last)
+    elif hasattr(module, "set_requires_gradient_sync"):  # FSDP2
+        sharded: Any = module
+        sharded.set_requires_gradient_sync(last or not _can_wait(sharded))
+
+
+def _can_wait(model: nn.Module) -> bool:
+    gradient = 4 * sum(parameter.numel() for parameter in model.parameters())
+    return gradient <= look(next(model.parameters()).device.type).memory * _WHOLE_GRADIENT
 
 
 def clip_norm(model: nn.Module, limit: float | None) -> Tensor:
@@ -322,21 +331,26 @@ def measure_share(model: nn.Module, objective: Objective, batches: Iterable[Batc
     sums: dict[str, list[float]] = {}  # name -> sum, count
     weights: dict[str, float] = {}
     try:
-        rest = iter(batches)
-        while round_ := list(islice(rest, world.size)):
-            mine = round_[world.rank] if world.rank < len(round_) else round_[0]
-            loss = objective(model, {name: tensor.to(device) for name, tensor in mine.items()})
+        for batch, counts in _rounds(batches, world):
+            loss = objective(model, {name: tensor.to(device) for name, tensor in batch.items()})
             for name, term in loss.terms.items():
                 weights[name] = term.weight
-                here = sums.setdefault(name, [0.0, 0.0])
-                if world.rank < len(round_):
-                    here[:] = here[0] + float(term.sum), here[1] + float(term.count)
+                total, n = sums.setdefault(name, [0.0, 0.0])
+                sums[name] = [total + float(term.sum) * counts, n + float(term.count) * counts]
     finally:
         model.train(was_training)
         reshard: Any = getattr(model, "reshard", None)
         if reshard is not None:  # FSDP keeps the root whole for a backward pass; none is to come
             reshard()
     return _measured(sums, weights, world)
+
+
+def _rounds(batches: Iterable[Batch], world: World) -> Iterator[tuple[Batch, bool]]:
+    """This process's batches, as many as anyone has, and whether each counts: the last may be another's."""
+    rest = iter(batches)
+    while together := list(islice(rest, world.size)):
+        there = world.rank < len(together)
+        yield together[world.rank if there else 0], there
 
 
 def _measured(sums: Mapping[str, list[float]], weights: Mapping[str, float], world: World) -> Measured:

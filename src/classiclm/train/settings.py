@@ -11,7 +11,7 @@ Auto = Literal["auto"]
 
 # What may differ when a run is continued: its length, and how often it logs, measures and saves.
 MAY_CHANGE = (
-    *("steps", "log_every", "eval_every", "eval_windows", "save_every", "keep", "tracker", "log_norms"),
+    *("steps", "log_every", "eval_every", "eval_windows", "save_every", "keep", "keep_every", "tracker", "log_norms"),
     *("strategy", "copies", "timeout"),
 )
 
@@ -42,6 +42,7 @@ class TrainConfig(Recipe):
     recompute: bool = False  # activation checkpointing: less memory for a third more arithmetic
     save_every: Positive = 250  # steps between checkpoints
     keep: Positive = 2  # newest checkpoints to keep, besides the best
+    keep_every: Positive | None = None  # checkpoints of every so many steps to keep for good
     tracker: Literal["none", "wandb", "tensorboard"] = "none"  # where rows go besides metrics.jsonl
     log_norms: bool = False  # add each layer's gradient norm and each block's activation size to the rows
     model: Any = None  # the sizes: --model.n_layers N and so on

@@ -26,7 +26,7 @@ from classiclm.optim import make_optimizer
 from classiclm.train import checkpoint
 from classiclm.train.compiling import Compiled
 from classiclm.train.distributed import World, distribute, measure_share, share
-from classiclm.train.gauges import memory_in_use
+from classiclm.train.gauges import known_peak, memory_in_use
 from classiclm.train.machine import Plan, autocast
 from classiclm.train.progress import Gauges, ProgressLog, say
 from classiclm.train.recompute import recompute_blocks
@@ -114,7 +114,8 @@ class Trainer:
 
     def _loop(self) -> None:
         started, c = time.monotonic() - self.seconds, self.config
-        gauges = Gauges(None, None, lambda: memory_in_use(self.plan.device))
+        peak = known_peak(self.plan.device, self.plan.precision)
+        gauges = Gauges(self._flops_per_token(), peak, lambda: memory_in_use(self.plan.device))
         tracker_name = c.tracker if self.world.is_main else "none"
         with (
             ProgressLog(self.label, c.steps, self.state.step, self._rows, gauges, self.world.is_main) as progress,
@@ -133,6 +134,10 @@ class Trainer:
                 self._agree_to_stop()
                 if improved or self._will_save():
                     self._save()
+
+    def _flops_per_token(self) -> float:
+        """Six for each weight, two forward and four backward; attention's own products are left out."""
+        return 6.0 * sum(parameter.numel() for parameter in self.model.parameters())
 
     def _agree_to_stop(self) -> None:
         """If any process has got a signal, all stop at the same step."""
@@ -245,8 +250,8 @@ class Trainer:
             self._prune()
 
     def _prune(self) -> None:
-        best = self.state.best.get("step")
-        checkpoint.prune(self.run, self.state.step, self.config.keep, None if best is None else int(best))
+        best, c = self.state.best.get("step"), self.config
+        checkpoint.prune(self.run, self.state.step, c.keep, None if best is None else int(best), c.keep_every)
 
     def _resume(self) -> None:
         newest = self.world.gather(self._newest_step() if self.world.is_main else None)[0]  # one verifies it for all
