@@ -12,9 +12,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_no_fault_at_a_call_of_a_save_loses_a_checkpoint():
-    """Every seventh call here; the slow test takes all."""
-    tally = crash.every_case(("save, publish, prune", "over a damaged one"), stride=7)
-    assert sum(tally.cases.values()) >= 90
+    """Every eleventh call here; the slow test takes all."""
+    tally = crash.every_case(("save, publish, prune", "over a damaged one"), stride=11)
+    assert sum(tally.cases.values()) >= 60
     assert tally.losses == []
 
 

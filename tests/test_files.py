@@ -4,10 +4,7 @@ import io
 import json
 import os
 import random
-import socket
 import stat
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,6 @@ from classiclm.files import (
     FORMAT,
     MANIFEST,
     defect,
-    locked,
     make_folder,
     publish_folder,
     remove_folder,
@@ -396,31 +392,3 @@ def test_a_removed_folder_is_gone_and_its_neighbour_is_not(tmp_path):
     remove_folder(tmp_path / "a")
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
     assert defect(tmp_path / "b") is None
-
-
-# Locks
-
-
-def test_who_holds_a_lock_is_named_to_whoever_else_wants_it_and_forgotten_when_it_is_free(tmp_path):
-    with locked(tmp_path), pytest.raises(Error) as caught, locked(tmp_path):
-        pass
-    assert caught.value.code == RESOURCE
-    assert f"is in use by process {os.getpid()} on {socket.gethostname()}, which started at 2" in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-    with locked(tmp_path):
-        pass
-
-
-@pytest.mark.parametrize("note", [None, b"{", b"[]", b'{"host": 3}', "dead"])
-def test_a_holder_that_left_no_name_or_a_dead_ones_is_another_process(tmp_path, note):
-    with locked(tmp_path):
-        path = tmp_path / ".lock-holder.json"
-        if note == "dead":
-            child = subprocess.Popen(["true"])
-            child.wait()
-            note = json.dumps({"host": socket.gethostname(), "pid": child.pid, "started": "now"}).encode()
-        path.unlink() if note is None else path.write_bytes(note)
-        began = time.monotonic()
-        with pytest.raises(Error, match="is in use by another process"), locked(tmp_path):
-            pass
-        assert time.monotonic() - began < 1

@@ -238,12 +238,13 @@ def _is_alive(pid: int) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what dead writers left behind. Call it only while holding the folder's lock."""
+    """Delete what dead writers left behind. Call it only while holding the folder's lock. Raises Error (exit 4)."""
     for leftover in folder.glob(f"{_TEMPORARY}*"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
-            leftover.unlink(missing_ok=True)
+            with writing(leftover):
+                leftover.unlink(missing_ok=True)
 
 
 def _write_through(path: Path, pieces: Iterable[Piece]) -> dict[str, int | str]:

@@ -24,7 +24,7 @@ class Recipe:
     lr_floor: Rate = 0.1  # the last learning rate, as a share of the peak
     schedule: Literal["cosine", "linear", "noam"] = "cosine"  # what follows the warm-up; noam = 1/sqrt(step)
     warmup: NonNegative = 100  # steps of linear warm-up
-    optimizer: Literal["adamw", "adam-gpt1", "adam-bert"] = "adamw"  # of torch, or as GPT-1's and BERT's code have it
+    optimizer: Literal["adamw", "muon", "adam-gpt1", "adam-bert"] = "adamw"  # or as GPT-1's and BERT's code have it
     beta1: Rate = 0.9  # Adam
     beta2: Rate = 0.99  # Adam
     eps: PositiveFloat = 1e-8  # Adam

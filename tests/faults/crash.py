@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from classiclm.errors import RESOURCE, Error
+from classiclm.errors import BUG, RESOURCE, Error
 from classiclm.files import locked
 from classiclm.train import checkpoint
 from classiclm.train.checkpoint import State, folder_of
@@ -109,6 +109,9 @@ def in_process(work, shim):
             work()
     except Error as e:
         return e.code
+    except Exception:
+        traceback.print_exc()
+        return BUG
     return 0
 
 
@@ -117,7 +120,7 @@ def in_child(work, shim):
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    code = 1
+    code = BUG
     try:
         with shim.installed():
             work()

@@ -8,7 +8,6 @@ from classiclm import files
 from classiclm.train import checkpoint, savers
 
 from . import corruption, crash
-from .shim import KINDS
 
 
 @contextmanager
@@ -113,8 +112,8 @@ def caught(name):
         return losses[0] if losses else None
     scenario, oracle = ("save, publish, prune",), crash.expected()
     with MUTANTS[name]():
-        for kind in reversed(KINDS):
-            losses = crash.every_case(scenario, (kind,), oracle=oracle, stop=True).losses
+        for kind in ("power cut, names kept", "die after"):
+            losses = crash.every_case(scenario, (kind,), stride=2, oracle=oracle, stop=True).losses
             if losses:
                 return losses[0]
     return None

@@ -28,6 +28,7 @@ from classiclm.errors import BAD_INPUT, Error
 from classiclm.files import is_path
 from classiclm.nn.attention import choose_path
 from classiclm.nn.mask import Mask
+from classiclm.objectives import choose_rows
 from classiclm.train import hardware, machine, memory
 from classiclm.train.settings import TrainConfig
 
@@ -136,7 +137,14 @@ def _text_bytes(name: str) -> int:
 
 
 def micro_of(run: Run) -> memory.Micro:
-    """One micro-batch as numbers. Of translations, whose batch is counted in tokens, the longest sentences."""
+    """One micro-batch as numbers, with as many logits at a time as the run would make."""
+    micro = _micro_of(run)
+    rows = choose_rows(run.config.loss_chunk, micro.n_targets, run.network.vocab_size)
+    return dataclasses.replace(micro, rows=rows)
+
+
+def _micro_of(run: Run) -> memory.Micro:
+    """All logits at once. Of translations, whose batch is counted in tokens, the longest sentences."""
     config = run.config
     if config.task == "pairs":
         return memory.Micro(run.micro_batch, min(config.model.n_ctx, run.micro_batch), run.micro_batch)

@@ -5,6 +5,7 @@ A recipe names its kind (`task`); the commands look it up here, and so know no p
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,7 +19,7 @@ from classiclm.data.sentences import SentenceData, prepare_sentences
 from classiclm.data.splits import TextData, n_targets, prepare_text
 from classiclm.data.tokenizers import Tokenizer
 from classiclm.nn.mask import IGNORE
-from classiclm.objectives import CausalLM, MaskedLM, Translation
+from classiclm.objectives import CausalLM, MaskedLM, Translation, choose_rows
 from classiclm.train import machine
 from classiclm.train.trainer import Task
 
@@ -44,38 +45,42 @@ def make_task(preset: registry.Preset, config: Any, plan: machine.Plan, data: Co
 
 def _causal(config: Any, plan: machine.Plan, data: TextData) -> dict[str, Any]:
     n_ctx, documents = config.model.n_ctx, config.data.documents
+    rows = choose_rows(config.loss_chunk, plan.micro_batch * n_ctx, data.tokenizer.vocab_size)
     return {
-        "objective": CausalLM(),
+        "objective": CausalLM(rows),
         "batches": Windows(data.train, n_ctx, config, config.seed, documents),
         "n_tokens": _n_inputs if documents == "joined" else _n_targets,
         "validation": lambda n: evaluation_batches(data.val, n_ctx, plan.micro_batch, n, documents),
-        "validated": CausalLM(),
+        "validated": CausalLM(rows),
         "tokens_per_byte": n_targets(data.val, documents) / data.val.n_bytes,
     }
 
 
 def _masked(config: Any, plan: machine.Plan, data: SentenceData) -> dict[str, Any]:
     n_ctx, tokenizer = config.model.n_ctx, data.tokenizer
+    n_places = math.ceil(n_ctx * config.mask_share)
+    rows = choose_rows(config.loss_chunk, plan.micro_batch * n_places, tokenizer.vocab_size)
     return {
-        "objective": MaskedLM(),
+        "objective": MaskedLM(rows),
         "batches": masked.MaskedBatches(data.train, tokenizer, n_ctx, config, config.seed),
         "n_tokens": lambda batch: int(batch["keep"].sum()),
         "validation": lambda n: masked.masked_evaluation_batches(
             data.val, tokenizer, n_ctx, config, plan.micro_batch, n
         ),
-        "validated": MaskedLM(),
+        "validated": MaskedLM(rows),
         "tokens_per_byte": None,
     }
 
 
 def _pairs(config: Any, plan: machine.Plan, data: PairData) -> dict[str, Any]:
     n_ctx, end, val = config.model.n_ctx, cast(int, data.tokenizer.end_of_text), data.val.within(config.model.n_ctx)
+    rows = choose_rows(config.loss_chunk, plan.micro_batch, data.tokenizer.vocab_size)
     return {
-        "objective": Translation(config.label_smoothing),
+        "objective": Translation(config.label_smoothing, rows),
         "batches": pairs.PairBatches(data.train, end, n_ctx, config, config.seed),
         "n_tokens": _n_targets,
         "validation": lambda n: pairs.pair_evaluation_batches(val, end, plan.micro_batch, n),
-        "validated": Translation(),
+        "validated": Translation(rows=rows),
         "tokens_per_byte": val.n_target_tokens / val.n_bytes,
         "parts": pairs.micro_batches,
     }

@@ -39,6 +39,7 @@ class TrainConfig(Recipe):
     strategy: Literal["none", "ddp", "fsdp"] = "none"  # of several processes, which torchrun starts
     copies: Positive = 1  # fsdp: how many times the whole model is kept; each group of processes shards its own (HSDP)
     timeout: Positive = 300  # seconds that processes wait for one another
+    loss_chunk: Auto | Positive = "auto"  # logits made at a time; auto: all, unless they take more than 256 MiB
     recompute: bool = False  # activation checkpointing: less memory for a third more arithmetic
     save_every: Positive = 250  # steps between checkpoints
     keep: Positive = 2  # newest checkpoints to keep, besides the best
