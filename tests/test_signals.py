@@ -96,26 +96,25 @@ def test_whenever_a_signal_comes_no_step_that_was_done_is_lost(text_file, tmp_pa
         done = stopped
 
 
-def fail_saves(trainer, monkeypatch, steps):
+def fail_saves(monkeypatch, steps):
     """ENOSPC at the saves of these steps."""
-    real = checkpoint.save
+    real = checkpoint.publish
 
-    def save(run, model, optimizer, state, *rest, **named):
-        if state.step in steps:
+    def publish(run, snapshot, world):
+        if snapshot.step in steps:
             raise Error(run, f"cannot be written ({os.strerror(errno.ENOSPC)})", "make room", 4)
-        return real(run, model, optimizer, state, *rest, **named)
+        return real(run, snapshot, world)
 
-    monkeypatch.setattr(checkpoint, "save", save)
+    monkeypatch.setattr(checkpoint, "publish", publish)
 
 
 @pytest.fixture
 def trainer(text_file, tmp_path):
-    from test_trainer import MODEL
-
     from classiclm.commands.runs import make_trainer
     from classiclm.data.corpora import Data
     from classiclm.recipe import Recipe
     from classiclm.train.settings import TrainConfig
+    from test_trainer import MODEL
 
     recipe = dataclasses.asdict(Recipe(batch=4, steps=20, lr=1e-2, warmup=5))
     every = {"log_every": 5, "eval_every": 20, "save_every": 4}
@@ -127,7 +126,7 @@ def trainer(text_file, tmp_path):
 
 
 def test_one_save_that_fails_is_a_warning_and_training_goes_on(trainer, monkeypatch, capsys):
-    fail_saves(trainer, monkeypatch, {8})
+    fail_saves(monkeypatch, {8})
     assert trainer.fit().step == 20
     assert checkpoint.saved_steps(trainer.run)[-2:] == [16, 20]
     said = capsys.readouterr().err
@@ -137,8 +136,21 @@ def test_one_save_that_fails_is_a_warning_and_training_goes_on(trainer, monkeypa
 
 @pytest.mark.parametrize(("steps", "last"), [({8, 12}, 4), ({20}, 16), ({1}, None)])
 def test_two_in_a_row_or_the_last_one_end_the_run_and_the_old_checkpoint_stays(trainer, monkeypatch, steps, last):
-    fail_saves(trainer, monkeypatch, steps)
+    fail_saves(monkeypatch, steps)
     with pytest.raises(Error, match="No space left") as e:
         trainer.fit()
     assert e.value.code == 4
     assert (checkpoint.saved_steps(trainer.run) or [None])[-1] == last
+
+
+def test_a_run_that_saves_in_a_thread_has_the_bytes_of_one_that_does_not(trainer, tmp_path):
+    from classiclm.commands.runs import make_trainer
+    from classiclm.files import sha256_of_file
+
+    trainer.fit()
+    other = make_trainer(tmp_path / "async", dataclasses.replace(trainer.config, async_save=True))
+    other.fit()
+    assert checkpoint.saved_steps(other.run) == checkpoint.saved_steps(trainer.run)
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        one, two = (sha256_of_file(checkpoint.folder_of(run, 20) / name) for run in (trainer.run, other.run))
+        assert one == two

@@ -11,7 +11,18 @@ Auto = Literal["auto"]
 
 # What may differ when a run is continued: its length, and how often it logs, measures and saves.
 MAY_CHANGE = (
-    *("steps", "log_every", "eval_every", "eval_windows", "save_every", "keep", "keep_every", "tracker", "log_norms"),
+    *(
+        "steps",
+        "log_every",
+        "eval_every",
+        "eval_windows",
+        "save_every",
+        "keep",
+        "keep_every",
+        "async_save",
+        "tracker",
+        "log_norms",
+    ),
     *("strategy", "copies", "timeout"),
 )
 
@@ -43,6 +54,7 @@ class TrainConfig(Recipe):
     recompute: bool = False  # activation checkpointing: less memory for a third more arithmetic
     save_every: Positive = 250  # steps between checkpoints
     keep: Positive = 2  # newest checkpoints to keep, besides the best
+    async_save: bool = False  # write checkpoints in a thread while training goes on; takes memory for a copy
     keep_every: Positive | None = None  # checkpoints of every so many steps to keep for good
     tracker: Literal["none", "wandb", "tensorboard"] = "none"  # where rows go besides metrics.jsonl
     log_norms: bool = False  # add each layer's gradient norm and each block's activation size to the rows

@@ -31,6 +31,7 @@ from classiclm.train.machine import Plan, autocast
 from classiclm.train.progress import Gauges, ProgressLog, say
 from classiclm.train.recompute import recompute_blocks
 from classiclm.train.run import Metrics, check_config, write_config, write_environment
+from classiclm.train.savers import AsyncSaver, Saver
 from classiclm.train.settings import TrainConfig
 from classiclm.train.signals import StopRequest, stop_requests
 from classiclm.train.step import Outcome, Stepper
@@ -81,6 +82,9 @@ class Trainer:
         self.model = model.to(plan.device)
         if config.recompute:
             recompute_blocks(self.model)
+        if config.optimizer == "muon" and config.strategy == "fsdp":
+            fix = "use --strategy ddp, or --optimizer adamw"
+            raise Error("optimizer muon", "of this torch cannot move matrices that are shared out", fix)
         shared = distribute(self.model, config.strategy, self.world, plan.precision, config.copies)
         forward: Callable[..., Any] = Compiled(shared) if plan.compile else shared
         self.optimizer = make_optimizer(self.model, config)
@@ -89,6 +93,8 @@ class Trainer:
         self.state = checkpoint.State(data=task.fingerprint)
         self.seconds = 0.0  # of training so far, over all calls
         self._rows: list[dict[str, Any]] = []  # of earlier calls
+        saver = AsyncSaver if config.async_save and self.world.size == 1 else Saver
+        self.saver = saver(run, config.keep, config.keep_every, self.world)
         self._unsaved = False  # whether the last save failed
         self.signal: int | None = None  # that has stopped the last call
         self._stop = StopRequest()
@@ -134,6 +140,7 @@ class Trainer:
                 self._agree_to_stop()
                 if improved or self._will_save():
                     self._save()
+            self.saver.close()
 
     def _flops_per_token(self) -> float:
         """Six for each weight, two forward and four backward; attention's own products are left out."""
@@ -245,13 +252,7 @@ class Trainer:
             self.state.scaler = self.stepper.scaler.state_dict()
         if self.world.is_main:
             self.metrics.flush_to_disk()
-        checkpoint.save(self.run, self.model, self.optimizer, self.state, self.task.files, self.world)
-        if self.world.is_main:
-            self._prune()
-
-    def _prune(self) -> None:
-        best, c = self.state.best.get("step"), self.config
-        checkpoint.prune(self.run, self.state.step, c.keep, None if best is None else int(best), c.keep_every)
+        self.saver.save(self.model, self.optimizer, self.state, self.task.files)
 
     def _resume(self) -> None:
         newest = self.world.gather(self._newest_step() if self.world.is_main else None)[0]  # one verifies it for all
@@ -268,6 +269,7 @@ class Trainer:
         checkpoint.load_moments(folder, self.model, self.optimizer)
         if self.stepper.scaler.is_enabled() and state.scaler:
             self.stepper.scaler.load_state_dict(state.scaler)
+        self.saver.trust(newest)
         self.state = state
         self.stepper.n_skipped += state.skipped
         rows = self._rows = self.metrics.cut_behind(state.step) if self.world.is_main else []
