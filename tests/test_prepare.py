@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classiclm.cli import main
 from classiclm.data import prepare as stage
 from classiclm.data.dataset import open_dataset
 from classiclm.data.duplicates import content_key, normalised
@@ -95,7 +94,7 @@ def test_the_counts_in_the_manifest_add_up(cli, corpus, texts, tmp_path):
     assert steps["exact"]["removed"] == {"exact duplicate": 1}
     example = steps["exact"]["examples"]["exact duplicate"]
     assert normalised(texts[7]).startswith(normalised(example["before"]))
-    assert (example["document"], example["after"]) == ("texts.jsonl:301", "texts.jsonl:8")
+    assert (example["document"], example["after"]) == ("texts.jsonl:301", "texts: texts.jsonl:8")
     assert sum(source["notes"].values()) == 1  # the record without a text
     for step, following in zip(source["steps"], source["steps"][1:], strict=False):
         assert step["documents_out"] == step["documents_in"] - sum(step["removed"].values())
@@ -155,29 +154,38 @@ def _environment():
     return {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
 
 
-def kill_until_done(arguments, out, rng, n_kills, longest):
-    """Start the command again and again, each time killed after a random time, then let it finish."""
+def kill_until_done(arguments, out, rng, n_kills):
+    """Start the command again and again, killed as soon as it has got a little further, then let it finish."""
     for _ in range(n_kills):
+        before = n_pieces(out)
         child = subprocess.Popen(arguments, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(0.05, longest))
+        aim = before + rng.randint(1, 40)
+        while child.poll() is None and n_pieces(out) < aim and not any(out.glob("*.bin")):
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.05))
         child.send_signal(signal.SIGKILL)
         child.wait()
+        assert not (out / "meta.json").exists()  # each kill hit work that was not finished
     done = subprocess.run(arguments, env=_environment(), capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     return sums(out)
 
 
+def n_pieces(out):
+    return len(list((out / ".pieces").glob("*.safetensors")))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_run_killed_at_ten_random_moments_ends_with_the_same_bytes(corpus, tmp_path, workers):
-    rng = random.Random(workers)
-    command = [sys.executable, "-c", _SCRIPT, str(corpus), "--cleaning", "whitespace,exact,near"]
-    began = time.monotonic()
-    expected = kill_until_done([*command, "--out", str(tmp_path / "whole")], tmp_path / "whole", rng, 0, 0)
-    longest = time.monotonic() - began
+def test_a_run_killed_at_ten_moments_ends_with_the_same_bytes(texts, tmp_path, workers):
+    path = tmp_path / "texts.jsonl"
+    rows = (json.dumps({"text": f"{i}. {text}"}) for i in range(20) for text in texts)
+    path.write_text("\n".join(rows))
+    command = [sys.executable, "-c", _SCRIPT, str(path), "--cleaning", "whitespace,exact,near"]
+    expected = kill_until_done([*command, "--out", str(tmp_path / "whole")], tmp_path / "whole", random.Random(0), 0)
     killed = [*command, "--out", str(tmp_path / "killed"), "--workers", str(workers)]
-    assert kill_until_done(killed, tmp_path / "killed", rng, 10, longest) == expected
+    assert kill_until_done(killed, tmp_path / "killed", random.Random(workers), 10) == expected
 
 
 @pytest.mark.parametrize("n_done", [0, 1, 7])
@@ -228,9 +236,17 @@ def test_other_settings_than_it_was_begun_with_are_refused(cli, corpus, tmp_path
 
 
 def test_input_that_changed_meanwhile_is_refused(cli, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage.Pool, "submit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    made, real = [], stage.Pool.submit
+
+    def stop_after_two(pool, path, *rest):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(path)
+        real(pool, path, *rest)
+
+    monkeypatch.setattr(stage.Pool, "submit", stop_after_two)
     assert prepare(cli, corpus, tmp_path / "out")[0] == 130
-    monkeypatch.undo()
+    made.clear()
     corpus.write_text(corpus.read_text() + '{"text": "one more"}\n')
     code, _, said = prepare(cli, corpus, tmp_path / "out")
     assert code == 3
@@ -272,7 +288,6 @@ def test_special_tokens_in_documents_stay_text(cli, tmp_path):
 
 def test_a_text_that_the_tokenizer_does_not_know_is_named(cli, corpus, tmp_path):
     tokenizer = tmp_path / "tokenizer.json"
-    main(["tokenizer", "train", "char", "--data", str(corpus.with_name("plain.txt")), "--out", str(tokenizer)])
     corpus.with_name("plain.txt").write_text("abcdefghij " * 50)
     assert cli("tokenizer", "train", "char", "--data", corpus.with_name("plain.txt"), "--out", tokenizer)[0] == 0
     code, _, said = cli("prepare", corpus, "--out", tmp_path / "out", "--tokenizer", tokenizer, "--workers", 1)
@@ -289,7 +304,8 @@ def test_weights_need_a_source_each(cli, corpus, tmp_path):
 def test_a_dead_worker_is_an_error_that_says_how_to_go_on(tmp_path):
     from classiclm.data import workers
 
-    pool = workers.Pool(2, load_or_learn())
+    (tmp_path / "tokenizer.json").write_text(load_or_learn().to_json())
+    pool = workers.Pool(2, load_or_learn(), tmp_path / "tokenizer.json")
     with pytest.raises(Error, match="was killed") as e, pool:
         submit_and_kill(pool, tmp_path)
     assert e.value.code == 4
@@ -308,3 +324,98 @@ def load_or_learn():
     from classiclm.data.tokenizers import ByteBPE
 
     return ByteBPE.train("the cat sat on the mat", 260)
+
+
+def write_blocks(path, texts):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n\n".join(texts))
+
+
+def test_a_text_of_two_sources_is_in_one_split_also_where_one_is_small(cli, texts, tmp_path):
+    write_blocks(tmp_path / "small" / "a.txt", texts[:10])
+    write_blocks(tmp_path / "large" / "b.txt", texts[:30])
+    flags = ["--documents", "block", "--tokenizer", "bpe-300", "--workers", 1, "--val_share", 0.001]
+    assert cli("prepare", tmp_path / "small", tmp_path / "large", "--out", tmp_path / "out", *flags)[0] == 0
+    train, val = (set(documents_of(tmp_path / "out", split)) for split in ("train", "val"))
+    assert val
+    assert not train & val
+
+
+def test_a_masked_model_gets_documents_enough_in_both_splits(cli, texts, tmp_path):
+    from classiclm.data.corpora import Data
+    from classiclm.data.sentences import prepare_sentences
+
+    write_blocks(tmp_path / "text" / "a.txt", texts[:40])
+    flags = ["--documents", "block", "--tokenizer", "wordpiece-300", "--workers", 1]
+    assert cli("prepare", tmp_path / "text", "--out", tmp_path / "out", *flags)[0] == 0
+    assert len(prepare_sentences(Data(str(tmp_path / "out")), "bert").val.document_ends) == 2
+
+
+@pytest.mark.parametrize("wrong", [["--cleaning", "shrot"], ["--text", "body"], ["--tokenizer", "gpt9"]])
+def test_a_mistake_can_be_mended_in_the_same_folder(cli, corpus, tmp_path, wrong):
+    assert prepare(cli, corpus, tmp_path / "out", *wrong)[0] in (2, 3)
+    assert prepare(cli, corpus, tmp_path / "out")[0] == 0
+
+
+def test_a_finished_folder_that_has_lost_a_shard_says_so_and_can_be_made_again(cli, corpus, tmp_path):
+    prepare(cli, corpus, tmp_path / "out")
+    before = sums(tmp_path / "out")
+    (tmp_path / "out" / "val-00000.bin").unlink()
+    code, _, said = prepare(cli, corpus, tmp_path / "out")
+    assert code == 3
+    assert "val-00000.bin" in said
+    assert "delete meta.json" in said
+    (tmp_path / "out" / "meta.json").unlink()
+    assert prepare(cli, corpus, tmp_path / "out")[0] == 0
+    assert sums(tmp_path / "out") == before
+
+
+def test_an_unfinished_folder_is_a_defect_not_a_run(cli, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage.Pool, "submit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert prepare(cli, corpus, tmp_path / "out")[0] == 130
+    code, out, _ = cli("fsck", tmp_path / "out")
+    assert code == 3
+    assert "not finished" in out
+    code, _, said = cli("train", "gpt2-shakespeare-cpu", "--data", tmp_path / "out", "--out", tmp_path / "run")
+    assert code == 3
+    assert "not finished" in said
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_a_folder_is_an_error_and_is_not_opened(cli, texts, tmp_path):
+    write_blocks(tmp_path / "text" / "a.txt", texts[:10])
+    os.mkfifo(tmp_path / "text" / "b.txt")
+    code, _, said = cli("prepare", tmp_path / "text", "--out", tmp_path / "out", "--documents", "block")
+    assert code == 3
+    assert "b.txt" in said
+
+
+def test_names_are_counted_up_until_one_is_free(cli, texts, tmp_path):
+    for folder, name in (("1", "a"), ("2", "a-3"), ("3", "a"), ("4", "a")):
+        write_blocks(tmp_path / folder / f"{name}.txt", texts[:9])
+    sources = [tmp_path / "1" / "a.txt", tmp_path / "2" / "a-3.txt", tmp_path / "3" / "a.txt", tmp_path / "4" / "a.txt"]
+    flags = ["--documents", "block", "--tokenizer", "bpe-300", "--workers", 1]
+    assert cli("prepare", *sources, "--out", tmp_path / "out", *flags)[0] == 0
+    assert [source.name for source in open_dataset(tmp_path / "out").meta.sources] == ["a", "a-3", "a-2", "a-4"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_stops_it_cleanly_whenever_it_comes(corpus, tmp_path, number):
+    command = [sys.executable, "-c", _SCRIPT, str(corpus), "--workers", "2", "--out"]
+    for i, delay in enumerate([0.3, 0.6, 0.9, 1.1, 1.4, 1.8]):
+        child = subprocess.Popen(
+            [*command, str(tmp_path / str(i))],
+            env=_environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        time.sleep(delay)
+        os.killpg(child.pid, number)
+        _, said = child.communicate(timeout=30)
+        assert child.returncode in (0, 128 + number, -number), (
+            said
+        )  # finished, asked in time, or before it could listen
+        assert "Traceback" not in said or child.returncode == -number

@@ -1,6 +1,7 @@
 """classiclm prepare: corpora -> token shards that `train --data` takes."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import yaml
 
 from classiclm.commands.tables import show, table
@@ -27,12 +29,14 @@ from classiclm.config import (
 from classiclm.data.cleaning import Cleaning
 from classiclm.data.cluster import Engine, clean_on, next_command
 from classiclm.data.dataset import load_meta, open_dataset, write_meta
+from classiclm.data.dataset_meta import FORMAT, SPLITS, VERSION
 from classiclm.data.duplicates import Near
 from classiclm.data.exports import export_llmc, export_nanogpt
 from classiclm.data.prepare import Job, map_stage, remove_pieces, saved_origins
-from classiclm.data.reduce import SPLITS, Corpus, reduce_stage
+from classiclm.data.reduce import Corpus, reduce_stage
 from classiclm.data.sources import SOURCES, Origin, resolve
 from classiclm.data.tokenizer import Tokenizer
+from classiclm.data.tokenizers import is_learnt, load_tokenizer
 from classiclm.data.wordpiece import WordPiece
 from classiclm.errors import USAGE, Error
 from classiclm.files import locked, sha256, write_file
@@ -80,7 +84,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     out, request = Path(flags.out), StopRequest()
     if flags.engine.kind:
         return _clean_only(flags, out)
-    with locked(out, ".pieces"), stop_requests(request):
+    with locked(out, ".pieces", *_EXPORTS), stop_requests(request):
         _check_settings(out, flags)
         if not (out / "meta.json").is_file():
             job = _job(flags, _saved_revisions(out))
@@ -89,6 +93,7 @@ def main(argv: Sequence[str], prog: str) -> int:
                 say(f"stopped by signal {request.number}; the same command goes on from there")
                 return 128 + (request.number or 0)
         else:
+            open_dataset(out, verify="size")  # a file that is gone is not passed over
             say(f"{out} is finished")
             shutil.rmtree(out / ".pieces", ignore_errors=True)  # of a process that was killed at the very end
         _report(out)
@@ -100,7 +105,9 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def _clean_only(flags: PrepareFlags, out: Path) -> int:
     """Have datatrove clean the sources, and say what comes next. Raises Error (exit 2) for flags of what comes next."""
-    later = [name for name in ("limit", "weights", "export") if getattr(flags, name) is not None]
+    plain = PrepareFlags()
+    names = ("limit", "weights", "export", "tokenizer", "val_share", "near", "shard_tokens")
+    later = [name for name in names if getattr(flags, name) != getattr(plain, name)]
     if later:
         fix = "leave it out now, and give it to the command that makes shards of what is cleaned"
         raise Error(f"--{later[0]}", "does nothing with --engine, which only cleans", fix)
@@ -133,7 +140,9 @@ def _flags(argv: Sequence[str], prog: str) -> PrepareFlags:
 
 def _job(flags: PrepareFlags, revisions: Sequence[str | None]) -> Job:
     origins = _origins(flags, revisions)
-    return Job(
+    if not is_learnt(flags.tokenizer):
+        load_tokenizer(flags.tokenizer)  # a wrong name is found out before the sources are read
+    job = Job(
         origins=origins,
         out=Path(str(flags.out)),
         tokenizer=flags.tokenizer,
@@ -145,6 +154,9 @@ def _job(flags: PrepareFlags, revisions: Sequence[str | None]) -> Job:
         workers=flags.workers or _n_cores(),
         limit=flags.limit,
     )
+    for origin in origins:
+        job.steps(origin)  # likewise
+    return job
 
 
 def _origins(flags: PrepareFlags, revisions: Sequence[str | None]) -> tuple[Origin, ...]:
@@ -154,9 +166,9 @@ def _origins(flags: PrepareFlags, revisions: Sequence[str | None]) -> tuple[Orig
     origins: list[Any] = []
     for argument, revision in zip(flags.sources, revisions or [None] * len(flags.sources), strict=True):
         origin: Any = resolve(argument, overrides, _steps(flags.cleaning), revision)
-        n = sum(known.source is origin.source and known.name.startswith(origin.name) for known in origins)
-        same = any(known.name == origin.name for known in origins)
-        origins.append(dataclasses.replace(origin, name=f"{origin.name}-{n + 1}") if same else origin)
+        taken = {known.name for known in origins}
+        names = (f"{origin.name}-{n}" if n > 1 else origin.name for n in itertools.count(1))
+        origins.append(dataclasses.replace(origin, name=next(name for name in names if name not in taken)))
     return tuple(origins)
 
 
@@ -169,12 +181,18 @@ def _steps(cleaning: Cleaning) -> list[str] | None:
 
 
 def _check_settings(out: Path, flags: PrepareFlags) -> None:
-    """Compare with the config.yaml that is there. Raises Error (exit 2) with the difference, or for a folder in use."""
+    """Compare with the config.yaml that is there, if there is work that it has decided; else begin anew.
+
+    Raises Error (exit 2) with the difference, or for a folder in use.
+    """
     path = out / "config.yaml"
     if not path.is_file():
         others = [entry.name for entry in out.iterdir() if not entry.name.startswith(".")]
         if others:
             raise Error(out, f"has other files in it, such as {others[0]}", "choose an empty or new folder", USAGE)
+        return
+    if not (out / "meta.json").is_file() and not any((out / ".pieces").glob("*.safetensors")):
+        shutil.rmtree(out / ".pieces", ignore_errors=True)
         return
     changed = difference(load_yaml(path), yaml.safe_load(_settings(flags)))
     if changed:
@@ -218,15 +236,15 @@ def _meta(job: Job, tokenizer: Tokenizer, corpora: Sequence[Corpus], shards: lis
     text = tokenizer.to_json().encode()
     weights = dict(zip((o.name for o in job.origins), job.weights, strict=True)) if job.weights else None
     return {
-        "format": "classiclm-shards",
-        "version": 1,
+        "format": FORMAT,
+        "version": VERSION,
         "tokenizer": {
             "file": "tokenizer.json",
             "sha256": sha256(text),
             "fingerprint": tokenizer.fingerprint,
             "vocab_size": tokenizer.vocab_size,
         },
-        "dtype": "uint16" if tokenizer.vocab_size < 65_500 else "int32",
+        "dtype": np.dtype(tokenizer.dtype).name,
         "end_of_text": tokenizer.end_of_text,
         "sequences": "sentences" if isinstance(tokenizer, WordPiece) else "documents",
         "weights": weights,

@@ -30,7 +30,6 @@ from classiclm.data.dataset_meta import (
     contradictions,
     load_meta,
     read_meta,
-    shard_stem,
     write_meta,
 )
 from classiclm.data.shards import Tokens, file_size, index_bytes, read_index
@@ -94,13 +93,13 @@ class Dataset:
 
 
 def is_dataset(path: Path) -> bool:
-    """Whether a path is meant as a dataset: a folder with such a meta.json, or with shards but no readable one."""
+    """Whether a path is meant as a dataset: a folder with such a meta.json, or with what a dataset begins with."""
     if not path.is_dir():
         return False
     try:
         return bool(json.loads((path / META).read_bytes())["format"] == FORMAT)
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        return (path / f"{shard_stem('train', 0)}.idx").exists()
+        return (path / ".pieces").is_dir() or any(path.glob("train-*.idx")) or any(path.glob("train-*.bin"))
 
 
 def open_dataset(path: Path | str, verify: Literal["sha256", "size"] = "sha256") -> Dataset:

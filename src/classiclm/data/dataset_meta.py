@@ -23,7 +23,7 @@ FORMAT, VERSION = "classiclm-shards", 1
 META = "meta.json"
 SPLITS = ("train", "val")
 _LARGEST_META = 2**28  # bytes; the reports in it are short, and a shard takes some 400
-FIX = "restore the file from a copy, or write the dataset again with classiclm prepare"
+FIX = "restore the file from a copy, or delete meta.json and give the same classiclm prepare command again"
 
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Text = Annotated[str, Field(strict=True)]

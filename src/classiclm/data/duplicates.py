@@ -53,8 +53,8 @@ def normalised(text: str) -> str:
 
 
 def content_key(text: str) -> int:
-    """64 bits of BLAKE2b of the text in Unicode's compatibility form, without white space and the case of ASCII letters:
-    equal for exact duplicates, on any machine.
+    """64 bits of BLAKE2b of the text, equal for exact duplicates, on any machine: white space, the case of ASCII
+    letters and what Unicode's compatibility form (NFKC) makes equal do not count.
 
     Every document of every corpus comes by here, so what is left out is what can be left out at the speed of memory.
     """

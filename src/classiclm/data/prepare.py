@@ -86,7 +86,7 @@ def map_stage(job: Job, say: Say, stopped: Stopped) -> Tokenizer | None:
     if tokenizer is None:
         return None
     progress = _Progress(say)
-    with Pool(job.workers, tokenizer) as pool:
+    with Pool(job.workers, tokenizer, job.pieces / "tokenizer.json") as pool:
         for i, origin, block in _missing(job):
             pool.submit(piece_path(job, i, block.number), block, job.steps(origin), job.near_of(origin))
             progress.add(origin.name, block)

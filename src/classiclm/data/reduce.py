@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from classiclm.data.cleaning import Effects
+from classiclm.data.dataset_meta import SPLITS, shard_stem
 from classiclm.data.documents import Document
 from classiclm.data.duplicates import EXACT, NEAR, NearIndex
 from classiclm.data.pieces import read_piece
 from classiclm.data.prepare import Job, Say, Stopped, first_training_key, piece_paths
 from classiclm.data.shards import write_shard
 from classiclm.data.tokenizer import Tokenizer
+from classiclm.data.wordpiece import WordPiece
 from classiclm.errors import BAD_INPUT, Error
-
-SPLITS = ("train", "val")
 
 
 @dataclass
@@ -51,8 +51,8 @@ def reduce_stage(job: Job, tokenizer: Tokenizer, say: Say, stopped: Stopped) -> 
     corpora = [_read_corpus(job, i) for i in range(len(job.origins))]
     _drop_exact(job, corpora, tokenizer)
     _drop_near(job, corpora, tokenizer, say)
-    for corpus in corpora:
-        _split(corpus, job.val_share)
+    # A masked model takes a segment that does not follow another from another document.
+    _split(job, corpora, fewest=2 if isinstance(tokenizer, WordPiece) else 1)
     shards = []
     for shard in _shards(job, corpora):
         shards.append(shard)
@@ -115,17 +115,18 @@ def _near_in_piece(corpus: Corpus, j: int, index: NearIndex) -> dict[int, str]:
     piece = read_piece(corpus.pieces[j], ["signatures"])
     first = int(corpus.ends[j - 1]) if j else 0
     left = np.flatnonzero(corpus.kept[first : corpus.ends[j]])
-    found = {first + int(k): index.add(piece["about"]["names"][k], piece["signatures"][k]) for k in left}
+    names = [f"{corpus.name}: {name}" for name in piece["about"]["names"]]
+    found = {first + int(k): index.add(names[k], piece["signatures"][k]) for k in left}
     return {number: name for number, name in found.items() if name is not None}
 
 
 def _first_with(corpora: Sequence[Corpus], number: np.ndarray, corpus: Corpus) -> str:
-    """The name of the first document with the same key as this one; empty for no document."""
+    """Corpus and name of the first document with the same key as this one; empty for no document."""
     for other in corpora if len(number) else ():
         same = np.flatnonzero(other.keys == corpus.keys[number])
         if len(same):
             piece, k = _place(other, int(same[0]))
-            return str(read_piece(piece, ())["about"]["names"][k])
+            return f"{other.name}: {read_piece(piece, ())['about']['names'][k]}"
     return ""
 
 
@@ -169,16 +170,31 @@ def _document_ends(piece: dict[str, Any]) -> np.ndarray:
     return np.cumsum(piece["lengths"], dtype=np.int64)[np.cumsum(piece["sequences"]) - 1]
 
 
-def _split(corpus: Corpus, val_share: float) -> None:
-    """By key; in a small corpus, where that may leave a split empty, what has the smallest key is for validation."""
-    left = corpus.keys[corpus.kept]
-    if len(np.unique(left)) < len(SPLITS):
-        why = f"has {len(left)} documents after cleaning, and each split needs one of its own"
+def _split(job: Job, corpora: Sequence[Corpus], fewest: int) -> None:
+    """By key, the same in all corpora; each split of each corpus gets `fewest` different documents at least.
+
+    In a small corpus, where the keys alone may leave fewer, those with the smallest are for validation, or those with
+    the largest for training. Raises Error (exit 3) if there are too few for both.
+    """
+    border = np.uint64(first_training_key(job.val_share))
+    to_val, to_train = (np.empty(0, np.uint64), np.empty(0, np.uint64))
+    for corpus in corpora:
+        keys = np.unique(corpus.keys[corpus.kept])  # sorted
+        _check_enough(corpus, len(keys), 2 * fewest)
+        n_val = int((keys < border).sum())
+        to_val = np.append(to_val, keys[:fewest] if n_val < fewest else [])
+        to_train = np.append(to_train, keys[-fewest:] if len(keys) - n_val < fewest else [])
+    for corpus in corpora:
+        corpus.val = ((corpus.keys < border) | np.isin(corpus.keys, to_val)) & ~np.isin(corpus.keys, to_train)
+        for part in (corpus.val, ~corpus.val):  # another corpus may have claimed what this one needs
+            _check_enough(corpus, len(np.unique(corpus.keys[corpus.kept & part])), fewest)
+
+
+def _check_enough(corpus: Corpus, n: int, needed: int) -> None:
+    if n < needed:
+        why = f"has {n} different documents after cleaning, where a training and a validation split need {needed}"
         fix = "give more text; or cut text files into more documents, as with --documents block"
         raise Error(corpus.name, why, fix, BAD_INPUT)
-    corpus.val = corpus.keys < np.uint64(first_training_key(val_share))
-    if corpus.val[corpus.kept].all() or not corpus.val[corpus.kept].any():
-        corpus.val = corpus.keys == left.min()
 
 
 def _shards(job: Job, corpora: Sequence[Corpus]) -> Iterator[dict[str, Any]]:
@@ -187,7 +203,7 @@ def _shards(job: Job, corpora: Sequence[Corpus]) -> Iterator[dict[str, Any]]:
         number = 0
         for corpus in corpora:
             for parts in _portions(corpus, split, job.shard_tokens):
-                yield _write(job.out, f"{split}-{number:05d}", split, corpus.name, parts)
+                yield _write(job.out, shard_stem(split, number), split, corpus.name, parts)
                 number += 1
 
 
@@ -220,7 +236,7 @@ def _chosen(piece: dict[str, Any], chosen: np.ndarray) -> dict[str, np.ndarray]:
 def _write(out: Path, stem: str, split: str, source: str, parts: list[dict[str, np.ndarray]]) -> dict[str, Any]:
     """One shard, and its entry in meta.json."""
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    parts.clear()  # a shard is large: not twice in memory
+    parts.clear()  # a shard is large: no longer twice in memory than for this
     documents = np.cumsum(joined["sequences"], dtype=np.int64)
     about = write_shard(out, stem, joined["tokens"], joined["lengths"], np.concatenate([[0], documents]))
     sizes = {"text_bytes": int(joined["n_bytes"].sum()), "chars": int(joined["n_chars"].sum())}

@@ -26,6 +26,7 @@ from classiclm.data.corpora import MULTI30K, PLAYS_CHARACTERS, PLAYS_SEED, SHAKE
 from classiclm.data.documents import Document
 from classiclm.data.hub import HubSet, commit_of, open_stream, read_rows
 from classiclm.data.locate import Download, cache_folder, locate
+from classiclm.data.opening import check_file
 from classiclm.data.readers import Notes, Reading, list_files, read_file
 from classiclm.errors import BAD_INPUT, USAGE, Error, did_you_mean
 from classiclm.files import is_path, make_folder, sha256_of_file, write_file
@@ -250,6 +251,7 @@ class LocalFiles:
 
 
 def _row(name: str, path: Path) -> dict[str, Any]:
+    check_file(path)  # a pipe would keep whoever opens it waiting
     try:
         return {"name": name, "size": path.stat().st_size, "sha256": sha256_of_file(path)}
     except OSError as e:

@@ -120,11 +120,11 @@ def _weights(data: Data, dataset: Dataset) -> dict[str, float] | None:
 
 def _of_shards(dataset: Dataset, name: str, weights: dict[str, float] | None) -> Split:
     shards = dataset.split(name)
-    first = len(dataset.tokenizer.decode(shards.tokens[:1].tolist()))
+    first = dataset.tokenizer.decode(shards.tokens[:1].tolist())
     ranges = tuple((source, a, b, weights[source]) for source, a, b in shards.sources) if weights else ()
     mixed = [f"{source} {weight!r}" for source, _, _, weight in ranges]
     fingerprint = hashlib.sha256(" ".join([shards.fingerprint, *mixed]).encode()).hexdigest()
-    n_chars, n_bytes = max(1, shards.n_chars - first), max(1, shards.n_bytes - first)
+    n_chars, n_bytes = max(1, shards.n_chars - len(first)), max(1, shards.n_bytes - len(first.encode()))
     return Split(shards.tokens, n_chars, n_bytes, fingerprint, shards.document_ends, ranges)
 
 

@@ -4,9 +4,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import connection
 from pathlib import Path
 
@@ -21,14 +22,14 @@ from classiclm.errors import RESOURCE, Error
 class Pool:
     """Worker processes with at most one block waiting, so that memory stays bounded; without any, work is done here."""
 
-    def __init__(self, n_workers: int, tokenizer: Tokenizer):
+    def __init__(self, n_workers: int, tokenizer: Tokenizer, path: Path):
+        """path: of the tokenizer's file, from which each worker reads it."""
         self._tokenizer, self._waiting = tokenizer, n_workers + 1
         self._futures: set[Future[None]] = set()
         self._executor = None
         if n_workers > 1:
             context = multiprocessing.get_context("spawn")
-            arguments = (tokenizer.to_json(),)
-            self._executor = ProcessPoolExecutor(n_workers, context, _start_worker, arguments)
+            self._executor = ProcessPoolExecutor(n_workers, context, _start_worker, (path,))
 
     def __enter__(self) -> "Pool":
         return self
@@ -47,7 +48,7 @@ class Pool:
         if self._executor is None:
             write_piece(path, make_piece(block, steps, near, self._tokenizer))
             return
-        with _worker_died():
+        with _worker_died(), _signals_held():  # a worker that starts now never hears of them
             self._futures.add(self._executor.submit(_work, path, block, steps, near))
         self._collect(self._waiting - 1)
 
@@ -71,14 +72,27 @@ class _worker_died:
             raise Error("a worker process", "was killed", fix, RESOURCE) from e
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Signals to this process wait. Those that go to all processes of a group, as Ctrl-C does, are for the parent: it
+    ends the workers when their pieces are done, and a process inherits what is held when it starts."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _worker: dict[str, Tokenizer] = {}  # of a worker process: what it was started with
 
 
-def _start_worker(tokenizer: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
+def _start_worker(tokenizer: Path) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other cores have workers of their own
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    _worker["tokenizer"] = from_json(tokenizer, "the tokenizer")
+    _worker["tokenizer"] = from_json(tokenizer.read_text(encoding="utf-8"), tokenizer)
 
 
 def _die_with_parent() -> None:
