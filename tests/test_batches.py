@@ -254,7 +254,7 @@ def test_documents_that_nobody_marked_cannot_be_told_apart(documents):
         lambda: Windows(split_of(50), 4, Recipe(), 0, documents),
         lambda: list(evaluation_batches(split_of(50), 4, 2, documents=documents)),
     ):
-        with pytest.raises(Error, match="--documents joined") as caught:
+        with pytest.raises(Error, match=r"--data\.documents joined") as caught:
             call()
         assert caught.value.code == USAGE
 

@@ -283,7 +283,7 @@ def test_ray_is_told_as_missing_or_its_executor_made(letters, tmp_path):
     except ModuleNotFoundError:
         error = failure(make_executor, letters, tmp_path / "out", Cleaning(), engine)
         assert error.code == RESOURCE
-        assert "pip install 'classiclm[cluster]'" in str(error)
+        assert "pip install 'classiclm[ray]'" in str(error)
         return
     executor = make_executor(letters, tmp_path / "out", Cleaning(), engine)
     assert (executor.world_size, executor.time) == (3, 7200)

@@ -388,7 +388,7 @@ def test_null_means_none_for_numbers_and_stays_a_word_for_texts():
     assert config.runs == ("null",)
 
 
-@pytest.mark.parametrize("argv", [["--count"], [], ["a", "--quiet=yes"]])
+@pytest.mark.parametrize("argv", [["--count"], ["a", "--quiet=yes"]])
 def test_incomplete_flags_are_usage_errors(argv):
     assert failure(parse_flags, Example, argv, "prog").code == USAGE
 

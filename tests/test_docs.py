@@ -66,7 +66,7 @@ def with_a_small_vocabulary(words):
     """The same with a tokenizer that is learnt in a second; the model of a recipe to go with it."""
     is_prepared = any("mixture" in word for word in words) and words[0] == "train"
     words = [LEARNT.get(word, word) for word in words]
-    if "--tokenizer" not in words and not is_prepared:
+    if "--tokenizer" not in words and "--engine" not in words and not is_prepared:
         words = [*words, "--tokenizer", "bpe-512"]
     return words + (SMALL_RECIPE.split() if words[0] == "train" else [])
 

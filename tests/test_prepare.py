@@ -385,7 +385,8 @@ def test_an_unfinished_folder_is_a_defect_not_a_run(cli, corpus, tmp_path, monke
 def test_a_pipe_in_a_folder_is_an_error_and_is_not_opened(cli, texts, tmp_path):
     write_blocks(tmp_path / "text" / "a.txt", texts[:10])
     os.mkfifo(tmp_path / "text" / "b.txt")
-    code, _, said = cli("prepare", tmp_path / "text", "--out", tmp_path / "out", "--documents", "block")
+    flags = ["--documents", "block", "--tokenizer", "bpe-300"]
+    code, _, said = cli("prepare", tmp_path / "text", "--out", tmp_path / "out", *flags)
     assert code == 3
     assert "b.txt" in said
 
