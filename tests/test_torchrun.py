@@ -1,4 +1,4 @@
-"""`train` under torchrun: what two processes do is what one does, and a run may change their number or lose one."""
+"""`train` under torchrun: what two processes do is what one does, and a run may change their number."""
 
 import json
 import os
