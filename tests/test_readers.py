@@ -349,7 +349,9 @@ def test_broken_records_are_named_by_file_and_line(tmp_path, name, content, word
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
 def test_a_parquet_file_that_is_cut_short_is_refused(tmp_path, share):
     whole = parquet_of({"text": [f"document {i}" for i in range(1000)]})
-    refusal(write(tmp_path / "a.parquet", whole[: int(len(whole) * share)]))
+    assert "a.parquet: is no readable parquet file" in refusal(
+        write(tmp_path / "a.parquet", whole[: int(len(whole) * share)])
+    )
 
 
 def test_damage_in_the_middle_of_a_parquet_file_is_no_traceback(tmp_path):
@@ -381,9 +383,11 @@ def test_csv_is_read_as_it_was_written(tmp_path, rows):
 def test_random_bytes_are_read_or_refused_in_one_line(tmp_path, data, kind):
     path = write(tmp_path / f"a.{kind}", data)
     try:
-        documents(path, errors="replace")
+        found = documents(path, errors="replace")
     except Error:
-        refusal(path, errors="replace")
+        assert path.name in refusal(path, errors="replace")
+    else:
+        assert all(document.name.startswith(path.name) for document in found)
 
 
 # --- mail ---
@@ -542,9 +546,9 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("opened"))
     for name in names:
         for ending in (name, f"{name}.gz", name.replace(".txt", ".parquet")):
-            refusal(tmp_path / ending)
-    refusal(Path("/dev/zero"), format="text")
-    refusal(Path("/dev/null"), format="parquet")
+            assert "opened" not in refusal(tmp_path / ending)
+    assert "is no plain file" in refusal(Path("/dev/zero"), format="text")
+    assert "is no plain file" in refusal(Path("/dev/null"), format="parquet")
 
 
 @pytest.mark.timeout(20)
