@@ -122,7 +122,8 @@ def open_run(run: str | Path, which: str = "last", device: str = "cpu") -> Loade
     if task_of(module) == "sweeps":
         fix = f"look at {Path(run) / 'results.json'} and hinton.svg beside it"
         raise Error(run, f"holds nets of {info['family']}, which know no text", fix)
-    model = module.build(validate(module.Config, info["config"], folder / "model.json"))
+    with torch.device("meta"):  # nobody needs random weights first
+        model = module.build(validate(module.Config, info["config"], folder / "model.json"))
     if mean:
         checkpoint.load_mean(Path(run), int(mean[1]), model)
     else:

@@ -14,6 +14,7 @@ from classiclm.errors import BAD_INPUT, Error
 from classiclm.generate.beam import continue_text, translate
 from classiclm.generate.completion import complete
 from classiclm.generate.fill import encode_with_masks, fill
+from classiclm.generate.packed import Packing
 from classiclm.generate.sample import Sampling
 from classiclm.generate.text import in_front, pieces
 from classiclm.registry import Loaded
@@ -41,6 +42,7 @@ class GenerateFlags(Sampling):
     seed: NonNegative = 0  # prompt i of several draws with seed + i; equal seeds, equal texts; no effect on a search
     checkpoint: str = "last"  # last, best, a saved step, or mean-5 for the mean of the last five
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
+    precision: Packing = "fp32"  # of the matrices: fp16 and int8 write faster on a CPU, bf16 many texts at once
     overflow: Literal["crop", "error"] = "crop"  # what to do with a prompt that does not fit n_ctx
     json: bool = False  # one JSON object per prompt: prompt, text (the new one), tokens, settings ...
 
@@ -197,7 +199,7 @@ def _fill(loaded: Loaded, prompts: Sequence[str], flags: GenerateFlags) -> Itera
 
 
 _COMMON = frozenset(
-    ["run", "prompt", "prompts", "interactive", "max_new_tokens", "seed", "checkpoint", "device", "json"]
+    ["run", "prompt", "prompts", "interactive", "max_new_tokens", "seed", "checkpoint", "device", "precision", "json"]
 )
 _ONE_BY_ONE = frozenset(["stop", "stop_id", "overflow"])
 _EACH_TIME = "--greedy takes the likeliest token each time"

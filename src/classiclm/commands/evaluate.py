@@ -29,6 +29,7 @@ from classiclm.data.splits import Split, TextData, n_targets
 from classiclm.errors import BAD_INPUT, Error
 from classiclm.evaluate.bleu import bleu
 from classiclm.generate.beam import translate
+from classiclm.generate.packed import Packing, pack
 from classiclm.objectives import CausalLM, MaskedLM, Translation, mean_loss, measure
 from classiclm.recipe import MaskedRecipe
 from classiclm.train import machine
@@ -52,8 +53,9 @@ _COLUMNS = {  # of the table for each kind of model: key -> heading
 class EvaluateFlags:
     """Loss, perplexity, bits per character and byte of next-token models; the two losses of masked models; BLEU.
 
-    In fp32. For a next-token model every token of the split but the first is predicted once, in adjoining windows of
-    its n_ctx. A masked model is given the same exercises whatever it was trained on: 15 % masked, 80/10/10.
+    In fp32, unless --precision says otherwise. For a next-token model every token of the split but the first is
+    predicted once, in adjoining windows of its n_ctx. A masked model is given the same exercises whatever it was
+    trained on: 15 % masked, 80/10/10.
     """
 
     runs: Annotated[tuple[str, ...], Positional] = ()  # folders of runs
@@ -63,6 +65,7 @@ class EvaluateFlags:
     beam: Positive = 4  # of translations; 1 = greedy
     alpha: NonNegativeFloat = 0.6  # of the beam's length penalty
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
+    precision: Packing = "fp32"  # of the matrices, as of `generate`: what packing them costs in quality
     json: bool = False  # as JSON
 
 
@@ -94,7 +97,9 @@ def _print_table(task: str, rows: list[dict[str, Any]]) -> None:
 
 def measure_run(run: str, flags: EvaluateFlags, given: dict[str, Any]) -> dict[str, Any]:
     """The measures of one run, and what they are of; `given` is what the flags say of the data."""
-    loaded = registry.open_run(run, flags.checkpoint, machine.look(flags.device).device)
+    here = machine.look(flags.device)
+    loaded = registry.open_run(run, flags.checkpoint, here.device)
+    pack(loaded.model, flags.precision, here.bf16)
     data = KINDS[loaded.task].prepare(_data_of(Path(run), given), loaded.tokenizer)
     split = data.split(flags.split)
     measures = _MEASURES[loaded.task](loaded, data, split, flags)
@@ -106,6 +111,7 @@ def measure_run(run: str, flags: EvaluateFlags, given: dict[str, Any]) -> dict[s
         "step": int(loaded.folder.name.rpartition("-")[2]),
         "data": data.name,
         "split": flags.split,
+        "precision": flags.precision,
         **measures,
     }
 

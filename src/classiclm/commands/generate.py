@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 from classiclm.commands.answers import GenerateFlags, Way, choose
 from classiclm.config import parse_flags, validate
 from classiclm.errors import BAD_INPUT, Error
+from classiclm.generate.packed import pack
 from classiclm.generate.sample import stream
 from classiclm.generate.text import in_front, pieces
 from classiclm.registry import Loaded, open_run
@@ -36,7 +37,9 @@ def main(argv: Sequence[str], prog: str) -> int:
         raise Error("RUN", "is missing", f"name the folder of a run, as in {prog} runs/a")
     if sum((flags.prompt is not None, flags.prompts is not None, flags.interactive)) > 1:
         raise Error("--prompt, --prompts, --interactive", "exclude one another", "give one of them")
-    loaded = open_run(flags.run, flags.checkpoint, machine.look(flags.device).device)
+    here = machine.look(flags.device)
+    loaded = open_run(flags.run, flags.checkpoint, here.device)
+    pack(loaded.model, flags.precision, here.bf16)
     way = choose(loaded, flags, [name for name, value in given.items() if value is not None])
     if flags.interactive:
         _converse(loaded, way, flags)

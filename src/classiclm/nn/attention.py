@@ -121,16 +121,18 @@ class MultiHeadAttention(nn.Module):
         mask: Mask | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:  # (B, T, D) -> (B, T, D)
-        q = self._split(self.q(x))
         if memory is not None and cache is not None and cache.length:
-            k, v = cache.read()  # a memory does not change: it was projected at the first token
+            q, (k, v) = self._split(self.q(x)), cache.read()  # a memory does not change: it was projected at first
         else:
-            source = x if memory is None else memory
-            k, v = self._split(self.k(source)), self._split(self.v(source))
+            q, k, v = self.project(x, x if memory is None else memory)
             if cache is not None:
                 k, v = cache.append(k, v)  # (B, H, S, K)
         heads = attend(q, k, v, mask or Mask(), self.dropout, self.path)  # (B, H, T, K)
         return self.o(heads.transpose(1, 2).flatten(2))  # (B, T, H, K) -> (B, T, H * K) -> (B, T, D)
+
+    def project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x (B, T, D), keys and values of the source (B, S, D): (B, H, T, K) and twice (B, H, S, K)."""
+        return self._split(self.q(x)), self._split(self.k(source)), self._split(self.v(source))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, T, H * K) -> (B, H, T, K)

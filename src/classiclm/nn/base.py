@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from abc import ABC, abstractmethod
+from itertools import chain
 from typing import Any, Self
 
 import torch
@@ -35,7 +36,7 @@ class Model(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.parameters()).device
+        return next(chain(self.parameters(), self.buffers())).device
 
     def count_parameters(self) -> int:
         """Numbers that training changes; a tied matrix counts once."""

@@ -113,12 +113,13 @@ def saved_steps(run: Path) -> list[int]:
     return sorted(int(name.removeprefix(_PREFIX)) for name in names if name.removeprefix(_PREFIX).isdecimal())
 
 
-def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is as its manifest says, and a line for each newer one that is not."""
+def newest_valid(run: Path, unread: str | None = None) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is as its manifest says, and a line for each newer one that is not. unread: as of
+    `files.defect`."""
     warnings: list[str] = []
     for step in reversed(saved_steps(run)):
         folder = folder_of(run, step)
-        problem = defect(folder)
+        problem = defect(folder, unread)
         if problem is None:
             return folder, warnings
         warnings.append(f"{folder} {problem}; going back to the one before")
@@ -126,7 +127,7 @@ def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
 
 
 def require(run: Path, which: str) -> Path:
-    """The checkpoint of a run by name: "last", "best" or a step.
+    """The checkpoint of a run by name, "last", "best" or a step, for who reads its weights and not its moments.
 
     Raises Error: exit 2 for another name, 3 if there is no valid one.
     """
@@ -139,7 +140,7 @@ def require(run: Path, which: str) -> Path:
         )
     if which.isdecimal():
         folder = folder_of(run, int(which))
-        problem = defect(folder) if folder.is_dir() else "does not exist"
+        problem = defect(folder, _MOMENTS) if folder.is_dir() else "does not exist"
         if problem:
             have = ", ".join(map(str, saved_steps(run))) or "none"
             raise Error(folder, problem, f"choose one of the saved steps: {have}", BAD_INPUT)
@@ -148,7 +149,7 @@ def require(run: Path, which: str) -> Path:
         raise Error(
             which, "is no checkpoint", "choose last, best, a saved step, or mean-5 for the mean of the last five"
         )
-    newest, warnings = newest_valid(run)
+    newest, warnings = newest_valid(run, _MOMENTS)
     for warning in warnings:
         say(f"warning: {warning}")
     if newest is None:
@@ -279,10 +280,16 @@ def read_model_info(folder: Path) -> dict[str, Any]:
 
 
 def load_weights(folder: Path, model: torch.nn.Module) -> None:
-    """Fill a model from a verified checkpoint. Raises Error (exit 3) for weights of other names or shapes."""
+    """Fill a model from a verified checkpoint; one on the meta device takes the file's own memory, and no copy.
+
+    Raises Error (exit 3) for weights of other names or shapes.
+    """
     targets = model.state_dict()
     with reading(folder, _WEIGHTS) as reader:
-        weights = {n: reader.like(n, targets[n]) if n in targets else reader.read(n) for n in reader.shapes}
+        weights = {
+            n: reader.like(n, targets[n]).to(targets[n].dtype) if n in targets else reader.read(n)
+            for n in reader.shapes
+        }
         _fill(model, weights, reader.source)
 
 
@@ -308,7 +315,7 @@ def _mean(tensors: list[Tensor]) -> Tensor:
 
 def _fill(model: torch.nn.Module, weights: dict[str, Tensor], source: Path) -> None:
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, assign=any(parameter.is_meta for parameter in model.parameters()))
     except RuntimeError as e:  # torch lists all that does not fit, a line each
         first = next((line.strip() for line in str(e).splitlines()[1:]), str(e))
         fix = "restore the folder from a copy; model.json has to be the one that was saved with it"
