@@ -1,4 +1,4 @@
-"""The trainer: exact resume, honest rows, refusals. The oracle for a resumed run is the run that was never stopped."""
+"""The trainer: honest rows, refusals, signals and kills. Exact resume from every step is in test_resume.py."""
 
 import dataclasses
 import json
@@ -75,41 +75,6 @@ def fit_and_die_after(trainer, step):
     trainer._train_step = train_step
     with pytest.raises(Killed):
         trainer.fit()
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_run_killed_at_any_step_ends_with_the_same_bytes_and_rows(config, tmp_path, precision):
-    config = dataclasses.replace(config, precision=precision)
-    make_trainer(tmp_path / "whole", config).fit()
-    for step in (3, 8, 15, 21, 29):
-        run = tmp_path / f"killed-{step}"
-        fit_and_die_after(make_trainer(run, config), step)
-        assert make_trainer(run, config).fit().step == 30
-        assert weights_of(run) == weights_of(tmp_path / "whole")
-        assert rows_of(run) == rows_of(tmp_path / "whole")
-
-
-def test_a_run_killed_again_and_again_is_still_exact(config, tmp_path):
-    make_trainer(tmp_path / "whole", config).fit()
-    for step in (2, 9, 10, 16, 28):
-        fit_and_die_after(make_trainer(tmp_path / "run", config), step)
-    make_trainer(tmp_path / "run", config).fit()
-    assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
-    assert rows_of(tmp_path / "run") == rows_of(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("forgotten", ["moments", "step"])
-def test_the_comparison_would_notice_a_forgotten_state(config, tmp_path, forgotten, monkeypatch):
-    """A negative control: a resume that leaves something out must be seen to differ."""
-    make_trainer(tmp_path / "whole", config).fit()
-    fit_and_die_after(make_trainer(tmp_path / "run", config), 15)
-    if forgotten == "moments":
-        monkeypatch.setattr(checkpoint, "load_moments", lambda *_: None)
-    else:
-        real = checkpoint.read_state
-        monkeypatch.setattr(checkpoint, "read_state", lambda f: dataclasses.replace(real(f), step=real(f).step - 1))
-    make_trainer(tmp_path / "run", config).fit()
-    assert weights_of(tmp_path / "run") != weights_of(tmp_path / "whole")
 
 
 def test_logging_validating_and_saving_more_often_changes_no_weight(config, tmp_path):
