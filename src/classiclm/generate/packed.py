@@ -134,7 +134,11 @@ class PackedAttention(MultiHeadAttention):
         self.o = make(attn.o.weight, attn.o.bias)  # type: ignore[assignment]
 
     def project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (self._split(part) for part in self.qkv(x).split(self.widths, dim=-1))
+        heads = self.qkv(x)
+        if len(set(self.widths)) > 1:
+            q, k, v = (self._split(part) for part in heads.split(self.widths, dim=-1))
+        else:  # fewer calls: (B, T, 3 H K) -> (3, B, H, T, K)
+            q, k, v = heads.unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         return q, k, v
 
 

@@ -78,7 +78,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: Dropout, path: 
     """Attention by the named path: q (B, H, T, K); k, v (B, H, S, K) -> (B, H, T, K)."""
     T, S = q.shape[2], k.shape[2]
     if path == "auto":
-        path = choose_path(q.device, S, dropout.training and dropout.p > 0)
+        dropping = dropout.training and dropout.p > 0
+        # One query has no T x S matrix: what counts is the number of calls.
+        path = "fused" if T == 1 and not dropping else choose_path(q.device, S, dropping)
     if mask.window is not None and mask.only_banded(T, S) and 2 * mask.window <= T:
         return attend_banded(q, k, v, mask.window, dropout, path)
     if path == "fused" and mask.only_causal(T, S):

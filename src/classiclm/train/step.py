@@ -137,7 +137,7 @@ def out_of_memory(plan: Plan) -> Error:
     """The error that names what would fit."""
     smaller = plan.micro_batch // 2
     ways = [f"--micro_batch {smaller}"] if smaller else []
-    ways += ["--recompute true", "a smaller --model.n_ctx or model"]
+    ways += ["--recompute", "a smaller --model.n_ctx or model"]
     if plan.precision == "fp32" and plan.device == "cuda":
         ways.insert(1, "--precision bf16")
     peak = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB in use" if plan.device == "cuda" else ""
