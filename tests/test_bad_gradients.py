@@ -113,6 +113,16 @@ def test_a_resumed_run_remembers_how_many_were_bad(config, tmp_path):
         again.fit()
 
 
+def test_a_trainer_that_goes_on_counts_the_bad_ones_once(config, tmp_path):
+    config = dataclasses.replace(config, skip_bad=4, save_every=1)
+    trainer = make_trainer(tmp_path, config)
+    Poison(trainer, {(step, 0): math.nan for step in (10, 11, 12)})
+    trainer.task = dataclasses.replace(trainer.task, batches=lambda step: stop_at(trainer, step, 11))
+    assert trainer.fit().step == 12
+    trainer.task = dataclasses.replace(trainer.task, batches=lambda step: stop_at(trainer, step, 99))
+    assert trainer.fit().step == config.steps
+
+
 def stop_at(trainer, step, last):
     """The batch of a step; asks the loop to end behind step `last`."""
     from classiclm.data.batches import Windows

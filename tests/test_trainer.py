@@ -227,6 +227,38 @@ def test_a_parameter_that_has_had_no_gradient_is_saved_and_loaded_without_moment
             assert torch.equal(value, other.state[b][key])
 
 
+def test_a_first_save_that_fails_is_made_up_for_by_the_same_trainer(config, tmp_path, monkeypatch):
+    trainer, real = make_trainer(tmp_path / "a", config), checkpoint.publish
+
+    def full(run, *_):
+        raise Error(run, "cannot be written (No space left on device)", "make room", 4)
+
+    monkeypatch.setattr(checkpoint, "publish", full)
+    with pytest.raises(Error, match="No space"):
+        trainer.fit()
+    monkeypatch.setattr(checkpoint, "publish", real)
+    trainer.fit()
+    make_trainer(tmp_path / "b", config).fit()
+    assert rows_of(tmp_path / "a") == rows_of(tmp_path / "b")
+    assert weights_of(tmp_path / "a") == weights_of(tmp_path / "b")
+
+
+def test_a_validation_loss_that_is_not_finite_is_told_and_is_never_the_best(config, tmp_path, monkeypatch, capsys):
+    trainer = make_trainer(tmp_path, config)
+    real, first = trainer._measure, []
+
+    def measure(n_windows):
+        first.append(trainer.state.step)
+        measured = real(n_windows)
+        return dataclasses.replace(measured, total=math.nan) if len(first) == 1 else measured
+
+    monkeypatch.setattr(trainer, "_measure", measure)
+    trainer.fit()
+    assert f"step {first[0]}: the validation loss is not finite" in capsys.readouterr().err
+    assert math.isfinite(trainer.state.best["val_loss"])
+    assert "val_loss" not in next(row for row in rows_of(tmp_path) if row["step"] == first[0])
+
+
 def test_a_second_process_is_refused_while_the_first_runs(config, tmp_path):
     from classiclm.files import locked
 

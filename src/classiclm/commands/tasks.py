@@ -18,12 +18,22 @@ from classiclm.data.pairs import PairData, prepare_pairs
 from classiclm.data.sentences import SentenceData, prepare_sentences
 from classiclm.data.splits import TextData, n_targets, prepare_text
 from classiclm.data.tokenizers import Tokenizer
+from classiclm.errors import BAD_INPUT, Error
+from classiclm.generate.beam import translate
+from classiclm.generate.completion import complete
+from classiclm.generate.fill import MASK, encode_with_masks, fill
+from classiclm.generate.sample import Sampling
 from classiclm.nn.mask import IGNORE
 from classiclm.objectives import CausalLM, MaskedLM, Translation, choose_rows
 from classiclm.train import machine
+from classiclm.train.samples import Write
 from classiclm.train.trainer import Task
 
 Corpus = TextData | SentenceData | PairData
+
+_DRAWN, _LENGTH, _SEED = Sampling(0.8, top_k=50), 200, 0  # of samples, as `generate RUN --top_k 50` has them
+_N_SOURCES, _BEAM = 3, 4  # sentences that a sample translates, and how
+_N_FILLED, _BLANK_EVERY = 64, 7  # at most so many tokens of text with blanks in it, and words from one to the next
 
 
 @dataclass(frozen=True)
@@ -34,13 +44,22 @@ class Kind:
     task: Callable[[Any, machine.Plan, Any], dict[str, Any]]  # config, plan, data -> the parts of a Task but its files
     micro_batch: Callable[[Any, int, machine.Precision, machine.Machine], int]  # config, parameters, ... -> "auto"
     batch: Callable[[Any, Any], str]  # config, data -> a step's batch, in words
+    sample: Callable[[Any, Any], Write]  # config, data -> what samples are written with
 
 
 def make_task(preset: registry.Preset, config: Any, plan: machine.Plan, data: Corpus) -> Task:
-    """What the trainer needs, with the files that travel with the weights."""
+    """What the trainer needs, with the files that travel with the weights.
+
+    Raises Error: exit 2 or 3 for a sample_prompt that the model could do nothing with.
+    """
+    kind = KINDS[preset.recipe.task]
+    if config.sample_prompt is not None and config.sample_every is None:
+        raise Error("sample_prompt", "has no effect without sample_every", "give --sample_every N, or leave it out")
+    sample = kind.sample(config, data) if config.sample_every else None
     info = {"family": preset.family, "preset": preset.name, "config": dataclasses.asdict(config.model)}
     files = {"model.json": json.dumps(info, indent=1), "tokenizer.json": data.tokenizer.to_json()}
-    return Task(**KINDS[preset.recipe.task].task(config, plan, data), fingerprint=data.train.fingerprint, files=files)
+    parts = kind.task(config, plan, data)
+    return Task(**parts, fingerprint=data.train.fingerprint, files=files, sample=sample)
 
 
 def _causal(config: Any, plan: machine.Plan, data: TextData) -> dict[str, Any]:
@@ -139,8 +158,66 @@ def _pairs_in_words(config: Any, data: PairData) -> str:
     return f"{data.name} ({len(data.train):,} pairs{notes}); up to {config.batch:,} tokens a side in a step"
 
 
+def _continuing(config: Any, data: TextData) -> Write:
+    """From the prompt on, or else from what `generate` starts from: nothing of a sample is then copied from the text.
+
+    A vocabulary without a line break has no beginning of a text: the first token of the validation text serves.
+    """
+    tokenizer, prompt = data.tokenizer, config.sample_prompt
+    tokens, shown = tokenizer.beginning, ""
+    if prompt is not None:
+        tokens, shown = tokenizer.encode(prompt), prompt
+    elif not tokens:
+        tokens = data.val.tokens[:1].tolist()
+        shown = tokenizer.decode(tokens)
+    if not tokens:
+        raise Error("sample_prompt", "is empty, or nothing but white space to this tokenizer", "give a letter or more")
+    return lambda model: shown + complete(model, tokenizer, [tokens], _LENGTH, _DRAWN, _SEED)[0].text + "\n"
+
+
+def _filling(config: Any, data: SentenceData) -> Write:
+    """The prompt's blanks, or some in the first words of the validation text."""
+    tokenizer, n_ctx = data.tokenizer, config.model.n_ctx
+    text, masked = None, config.sample_prompt
+    if masked is None:
+        first = data.val.tokens[: min(_N_FILLED, n_ctx - 2)].tolist()
+        text = tokenizer.decode([token for token in first if token != tokenizer.unk])
+        words = text.split() or [MASK]
+        for i in range(min(3, len(words) - 1), len(words), _BLANK_EVERY):
+            words[i] = MASK
+        masked = " ".join(words)
+    try:
+        encode_with_masks(masked, tokenizer, n_ctx)
+    except Error as e:
+        raise Error("sample_prompt", e.why, e.fix, e.code) from e
+    return lambda model: _lines({"filled": fill(model, tokenizer, masked).text, "masked": masked, "text": text})
+
+
+def _translating(config: Any, data: PairData) -> Write:
+    """The prompt, or the first sentences of the validation split, beside their references."""
+    tokenizer, n_ctx, prompt = data.tokenizer, config.model.n_ctx, config.sample_prompt
+    texts = data.val.within(n_ctx).texts[:_N_SOURCES] if prompt is None else ((prompt, None),)
+    end = cast(int, tokenizer.end_of_text)
+    sources = [[*tokenizer.encode(source), end] for source, _ in texts]
+    if max(map(len, sources)) > n_ctx:
+        raise Error("sample_prompt", f"has more than the model's {n_ctx} tokens", "shorten it", BAD_INPUT)
+
+    def write(model: Any) -> str:
+        found = map(tokenizer.decode, translate(model, sources, end, end, _BEAM))
+        pairs = zip(texts, found, strict=True)
+        return "\n".join(_lines({"translation": new, "reference": ref, "source": src}) for (src, ref), new in pairs)
+
+    return write
+
+
+def _lines(named: dict[str, str | None]) -> str:
+    """A line each, with the texts in a column; what is None is left out."""
+    width = max(map(len, named)) + 2
+    return "".join(f"{name + ':':<{width}}{text}\n" for name, text in named.items() if text is not None)
+
+
 KINDS = {
-    "causal": Kind(prepare_text, _causal, _micro_batch, _windows_in_words),
-    "masked": Kind(prepare_sentences, _masked, _masked_micro_batch, _sentences_in_words),
-    "pairs": Kind(prepare_pairs, _pairs, _pair_micro_batch, _pairs_in_words),
+    "causal": Kind(prepare_text, _causal, _micro_batch, _windows_in_words, _continuing),
+    "masked": Kind(prepare_sentences, _masked, _masked_micro_batch, _sentences_in_words, _filling),
+    "pairs": Kind(prepare_pairs, _pairs, _pair_micro_batch, _pairs_in_words, _translating),
 }

@@ -16,8 +16,9 @@ from classiclm.commands.runs import (
 )
 from classiclm.config import to_yaml
 from classiclm.errors import Error
+from classiclm.files import locked
 from classiclm.train import machine
-from classiclm.train.distributed import joined, world_from_env
+from classiclm.train.distributed import World, joined, world_from_env
 from classiclm.train.progress import format_seconds, say
 from classiclm.train.settings import TrainConfig
 from classiclm.train.trainer import Result, Trainer
@@ -47,12 +48,25 @@ def main(argv: Sequence[str], prog: str) -> int:
         return 0
     if flags.out is None:
         raise Error("--out", "is missing", "name the run's folder, as in --out runs/a")
+    world = world_from_env()
+    check_free(Path(flags.out), world)
     data = prepare(config)
     check_vocabulary(given, data)
     check_tokenizer(given, data)
-    with joined(world_from_env(), machine.look(config.device).device, config.timeout) as world:
+    with joined(world, machine.look(config.device).device, config.timeout) as world:
         trainer = make_trainer(Path(flags.out), config, "train", data, world)
         return report(trainer, trainer.fit())
+
+
+def check_free(run: Path, world: World) -> None:
+    """Refuse a run that another process is at, before any text is read. Raises Error (exit 4).
+
+    The lock is let go of at once: `fit` takes it for good. Holding it from here on would leave a folder behind where
+    the data are missing; a run that is not there yet is nobody's, so none is made.
+    """
+    if world.is_main and run.is_dir():
+        with locked(run):
+            pass
 
 
 def report(trainer: Trainer, result: Result) -> int:

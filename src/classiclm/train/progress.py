@@ -24,6 +24,7 @@ _FRAME_EVERY = 0.25  # seconds between pictures: drawing takes milliseconds, and
 _SPARKS = "▁▂▃▄▅▆▇█"
 _ASCII_SPARKS = "_.-=+*#@"  # for a terminal that has no others
 _SPARK_WIDTH = 30
+_SAMPLE_WIDTH = 100  # characters of a sample that are shown
 
 
 def say(message: str, everywhere: bool = False) -> None:
@@ -139,6 +140,12 @@ class ProgressLog:
             self._draw(row["step"], remaining)
             self._last_frame = now
 
+    def wrote(self, step: int, text: str) -> None:
+        """The first line of a sample that has a letter or a sign in it."""
+        line = next((line for line in text.splitlines() if line.strip()), "(white space)")
+        if self.shown:
+            say(f"{self.label}: step {step}/{self.clock.total} writes: {_printable(line)}")
+
     def _draw(self, step: int, remaining: float | None) -> None:
         if self._live:
             ascii_only = self._console.options.ascii_only
@@ -214,6 +221,12 @@ def describe(row: Row, remaining: float | None) -> str:
 
 def _loss(row: Row) -> str:
     return "loss not finite" if row["loss"] is None else f"loss {row['loss']:.4f}"
+
+
+def _printable(line: str) -> str:
+    """A line of anything for a terminal, which would obey control characters; cut to a length."""
+    shown = "".join(c if c.isprintable() else " " for c in line).strip()
+    return shown if len(shown) <= _SAMPLE_WIDTH else f"{shown[: _SAMPLE_WIDTH - 3]}..."
 
 
 def format_seconds(seconds: float) -> str:

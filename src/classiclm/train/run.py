@@ -3,6 +3,7 @@
 RUN/config.yaml     all settings but the folder itself; starts the same run again
 RUN/env.json        versions and machine
 RUN/metrics.jsonl   one object per logged step
+RUN/samples/        what the model wrote at some steps: see samples.py
 RUN/checkpoints/    see checkpoint.py
 """
 

@@ -9,7 +9,7 @@ from classiclm.recipe import Recipe
 
 Auto = Literal["auto"]
 
-# What may differ when a run is continued: its length, and how often it logs, measures and saves.
+# What may differ when a run is continued: its length, and how often it logs, measures, samples and saves.
 MAY_CHANGE = (
     *(
         "steps",
@@ -22,6 +22,8 @@ MAY_CHANGE = (
         "async_save",
         "tracker",
         "log_norms",
+        "sample_every",
+        "sample_prompt",
     ),
     *("strategy", "copies", "timeout"),
 )
@@ -57,5 +59,7 @@ class TrainConfig(Recipe):
     async_save: bool = False  # write checkpoints in a thread while training goes on; takes memory for a copy
     keep_every: Positive | None = None  # checkpoints of every so many steps to keep for good
     tracker: Literal["none", "wandb", "tensorboard"] = "none"  # where rows go besides metrics.jsonl
+    sample_every: Positive | None = None  # steps between samples of what the model writes, in OUT/samples; null = none
+    sample_prompt: str | None = None  # what samples continue, translate or fill; default: nothing, or validation text
     log_norms: bool = False  # add each layer's gradient norm and each block's activation size to the rows
     model: Any = None  # the sizes: --model.n_layers N and so on

@@ -2,8 +2,9 @@
 
 A tracker is given the rows that stand, those of metrics.jsonl up to the checkpoint, and makes its own files hold just
 these before it goes on: after a kill no step is there twice and none is missing, and a tracker that was named late has
-the whole history. It works in a thread of its own and can neither stop nor slow a run: whatever goes wrong in it, also
-that it hangs, is one warning, and the run goes on without it.
+the whole history. Samples (samples.py) are rows of their own, {"step": 250, "sample": "..."}, and come as text. It
+works in a thread of its own and can neither stop nor slow a run: whatever goes wrong in it, also that it hangs, is one
+warning, and the run goes on without it.
 
     wandb        RUN/wandb, offline if nobody is logged in or WANDB_MODE=offline; `wandb sync` sends it later
     tensorboard  RUN/tensorboard; `tensorboard --logdir RUN/tensorboard` shows it
@@ -25,7 +26,7 @@ from classiclm.extras import need
 from classiclm.files import make_folder, write_file
 from classiclm.train.progress import say
 
-Row = dict[str, Any]  # of metrics.jsonl
+Row = dict[str, Any]  # of metrics.jsonl, or a sample
 Name = Literal["none", "wandb", "tensorboard"]
 
 _PATIENCE = 60.0  # seconds that one answer of a tracker may take at the end of a run
@@ -156,7 +157,8 @@ class TensorBoard:
         self._proto = importlib.import_module("tensorboard.compat.proto.event_pb2")
         self._summary = importlib.import_module("tensorboard.compat.proto.summary_pb2")
         records = importlib.import_module("tensorboard.summary.writer.record_writer")
-        self._began = time.time() - (rows[-1].get("seconds", 0.0) if rows else 0.0)
+        self._seconds = 0.0  # of the last row that had them: a sample has none
+        self._began = time.time() - max((row.get("seconds", 0.0) for row in rows), default=0.0)
         folder = make_folder(run / "tensorboard")
         old = list(folder.glob("events.out.tfevents.*"))
         # A new file rather than a new end of the old one, which a reader may have open.
@@ -164,7 +166,7 @@ class TensorBoard:
         self._write(file_version="brain.Event:2")
         start = self._proto.SessionLog(status=self._proto.SessionLog.START)
         self._write(session_log=start, step=0)  # a TensorBoard that is looking forgets what it had of later steps
-        self._write(summary=self._text("config", json.dumps(config, indent=2)))
+        self._write(summary=self._summary.Summary(value=[self._text("config", json.dumps(config, indent=2))]))
         for row in rows:
             self._add(row)
         self._writer.flush()
@@ -187,11 +189,13 @@ class TensorBoard:
     def _add(self, row: Row) -> None:
         numbers = {key: value for key, value in row.items() if isinstance(value, int | float) and key != "step"}
         values = [self._summary.Summary.Value(tag=key, simple_value=number) for key, number in numbers.items()]
-        wall_time = self._began + row.get("seconds", 0.0)
+        values += [self._text(key, text) for key, text in row.items() if isinstance(text, str)]
+        self._seconds = row.get("seconds", self._seconds)
+        wall_time = self._began + self._seconds
         self._write(summary=self._summary.Summary(value=values), step=row["step"], wall_time=wall_time)
 
     def _text(self, tag: str, text: str) -> Any:
-        """A summary for the text page; four spaces make it a block of code there."""
+        """A value for the text page; four spaces make it a block of code there."""
         tensor = importlib.import_module("tensorboard.compat.proto.tensor_pb2").TensorProto
         types = importlib.import_module("tensorboard.compat.proto.types_pb2")
         block = "\n".join(f"    {line}" for line in text.splitlines())
@@ -199,7 +203,7 @@ class TensorBoard:
             plugin_data=self._summary.SummaryMetadata.PluginData(plugin_name="text")
         )
         value = tensor(dtype=types.DT_STRING, string_val=[block.encode()])
-        return self._summary.Summary(value=[self._summary.Summary.Value(tag=tag, metadata=metadata, tensor=value)])
+        return self._summary.Summary.Value(tag=tag, metadata=metadata, tensor=value)
 
     def _write(self, wall_time: float | None = None, **content: Any) -> None:
         event = self._proto.Event(wall_time=wall_time or self._began, **content)

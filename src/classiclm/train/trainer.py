@@ -31,11 +31,13 @@ from classiclm.train.machine import Plan, autocast
 from classiclm.train.progress import Gauges, ProgressLog, say
 from classiclm.train.recompute import recompute_blocks
 from classiclm.train.run import Metrics, check_config, write_config, write_environment
+from classiclm.train.samples import FOLDER as SAMPLES
+from classiclm.train.samples import Sampler, Write
 from classiclm.train.savers import AsyncSaver, Saver
 from classiclm.train.settings import TrainConfig
 from classiclm.train.signals import StopRequest, stop_requests
 from classiclm.train.step import Outcome, Stepper
-from classiclm.train.trackers import make_tracker
+from classiclm.train.trackers import Tracker, make_tracker
 
 _PATIENCE = 25.0  # seconds from a signal to the end; torchrun kills 30 seconds after it asks
 _SMALLEST_SCALE = 1e-3  # fp16: a scaler that has come down so far will not find a scale that works
@@ -54,6 +56,7 @@ class Task:
     fingerprint: str  # of the training data
     files: dict[str, str] = field(default_factory=dict)  # name -> text, saved with each checkpoint
     parts: Callable[[Batch, int], Iterable[Batch]] = rows_of  # a batch in micro-batches of the given size
+    sample: Write | None = None  # what a model writes, for a person to see
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, config)
         self.stepper = Stepper(self.model, forward, task.objective, self.optimizer, config, plan, self.world)
         self.metrics = Metrics(run)
+        self.sampler = Sampler(run, self.model, task.sample, config, plan, self.world)
         self.state = checkpoint.State(data=task.fingerprint)
         self.seconds = 0.0  # of training so far, over all calls
         self._rows: list[dict[str, Any]] = []  # of earlier calls
@@ -105,13 +109,13 @@ class Trainer:
         Raises Error: exit 2 for a folder of another config, 3 for changed data, 4 for one that is locked or cannot be
         written, 5 if the loss is not finite.
         """
-        lock = locked(self.run, "checkpoints") if self.world.is_main else nullcontext()
+        lock = locked(self.run, "checkpoints", SAMPLES) if self.world.is_main else nullcontext()
         patience = _PATIENCE if self.world.size > 1 else None
         with lock, stop_requests(self._stop, patience):
             if self.world.is_main:
                 check_config(self.run, to_yaml(self.config), checkpoint.saved_steps(self.run))
             self._resume()
-            if self.state.step < self.config.steps:
+            if self.state.step < self.config.steps or self.sampler.owes(self.state.step):
                 if self.world.is_main:
                     write_config(self.run, to_yaml(self.config))
                     write_environment(self.run)
@@ -125,9 +129,10 @@ class Trainer:
         tracker_name = c.tracker if self.world.is_main else "none"
         with (
             ProgressLog(self.label, c.steps, self.state.step, self._rows, gauges, self.world.is_main) as progress,
-            make_tracker(tracker_name, self.run, yaml.safe_load(to_yaml(c)), self._rows) as tracker,
+            make_tracker(tracker_name, self.run, yaml.safe_load(to_yaml(c)), self._standing_rows()) as tracker,
         ):
             self._agree_to_stop()
+            self._sample(progress, tracker)  # one that a signal has broken off
             while self.state.step < c.steps and self.signal is None:
                 row = self._train_step()
                 improved = self._validate(row)
@@ -137,6 +142,7 @@ class Trainer:
                     self.metrics.append(row)
                     progress.show(row)
                     tracker.log(row)
+                self._sample(progress, tracker)
                 self._agree_to_stop()
                 if improved or self._will_save():
                     self._save()
@@ -146,9 +152,22 @@ class Trainer:
         """Six for each weight, two forward and four backward; attention's own products are left out."""
         return 6.0 * sum(parameter.numel() for parameter in self.model.parameters())
 
-    def _agree_to_stop(self) -> None:
+    def _agree_to_stop(self) -> bool:
         """If any process has got a signal, all stop at the same step."""
         self.signal = self.world.largest(self._stop.number or 0) or None
+        return self.signal is not None
+
+    def _sample(self, progress: ProgressLog, tracker: Tracker) -> None:
+        """Write and show what the model writes, if it is time for it."""
+        text = self.sampler(self.state.step, self._agree_to_stop)
+        if text is not None:
+            progress.wrote(self.state.step, text)
+            tracker.log({"step": self.state.step, "sample": text})
+
+    def _standing_rows(self) -> list[dict[str, Any]]:
+        """Rows and samples of earlier calls, for a tracker."""
+        samples = self.sampler.files.rows() if self.config.tracker != "none" else []
+        return sorted([*self._rows, *samples], key=lambda row: row["step"])
 
     def _train_step(self) -> dict[str, Any]:
         """One optimizer step over all micro-batches; the row to be logged, empty if this step is not."""
@@ -199,10 +218,13 @@ class Trainer:
             return False
         n_windows = None if self.config.eval_windows == "all" else self.config.eval_windows
         sampled = self._measure(n_windows)
+        measured = self._measure(None) if last and n_windows is not None else sampled
+        if not math.isfinite(sampled.total + measured.total):
+            say(f"warning: step {self.state.step}: the validation loss is not finite")
+            return False
         improved = not self.state.best or sampled.total < self.state.best["val_loss"]
         if improved:
             self.state.best = {"step": self.state.step, "val_loss": sampled.total}
-        measured = self._measure(None) if last and n_windows is not None else sampled
         row["val_loss"] = measured.total
         if len(measured.terms) > 1:
             row |= {f"val_{name}": value for name, value in measured.terms.items()}
@@ -258,7 +280,8 @@ class Trainer:
         newest = self.world.gather(self._newest_step() if self.world.is_main else None)[0]  # one verifies it for all
         if newest is None:
             if self.world.is_main:
-                self.metrics.cut_behind(0)
+                self.metrics.cut_behind(self.state.step)  # 0, unless this object has trained and could not save
+                self.sampler.files.cut_behind(self.state.step)
             return
         folder = checkpoint.folder_of(self.run, newest)
         state = checkpoint.read_state(folder)
@@ -271,8 +294,10 @@ class Trainer:
             self.stepper.scaler.load_state_dict(state.scaler)
         self.saver.trust(newest)
         self.state = state
-        self.stepper.n_skipped += state.skipped
+        self.stepper.n_skipped.fill_(state.skipped)
         rows = self._rows = self.metrics.cut_behind(state.step) if self.world.is_main else []
+        if self.world.is_main:
+            self.sampler.files.cut_behind(state.step)
         self.seconds = rows[-1]["seconds"] if rows else 0.0
         finished = state.step >= self.config.steps
         say(f"{self.run} is finished: step {newest}" if finished else f"continuing {self.run} from step {newest}")
