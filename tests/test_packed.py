@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from classiclm.errors import Error
-from classiclm.generate.packed import Eighths, Halves, pack, quantize
+from classiclm.generate.packed import Eighths, Packed, pack, quantize
 from classiclm.generate.sample import generate
 from classiclm.models import gpt2
 from classiclm.nn.mask import Mask
 from test_generate_command import run  # noqa: F401 (a fixture)
 
-ROUNDING = {"fp16": 2**-11, "bf16": 2**-8, "int8": 1 / 254}  # of one weight at most, as a share of its row's largest
+ROUNDING = {"fp32": 2**-24, "bf16": 2**-8, "int8": 1 / 254}  # of one weight at most, as a share of its row's largest
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 packings = pytest.mark.parametrize("precision", ROUNDING)
 SIZES = {"n_layers": 2, "d_model": 32, "n_heads": 2, "n_ctx": 24, "vocab_size": 61}
 FAMILIES = {
@@ -54,14 +55,14 @@ def forward(family, model, tokens):
 def test_a_product_is_that_of_the_rounded_matrix(precision, rows, bias):
     torch.manual_seed(0)
     weight, x, b = torch.randn(48, 96), torch.randn(rows, 1, 96), torch.randn(48) if bias else None
-    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
-    matrix = Eighths(weight, b) if precision == "int8" else Halves(weight, b, dtypes[precision])
-    rounded = matrix.rows(torch.arange(48)).double()
+    matrix = Eighths(weight, b) if precision == "int8" else Packed(weight, b, DTYPES[precision])
+    rounded = (matrix.rows(torch.arange(48)) if precision == "int8" else weight.to(DTYPES[precision])).double()
     share = weight.abs().amax(dim=1, keepdim=True)
     assert ((rounded - weight).abs() <= ROUNDING[precision] * share * 1.01).all()
     exact = F.linear(x.double(), rounded, None if b is None else b.double())
     terms = F.linear(x.double().abs(), rounded.abs())  # what errors of x and of partial sums are in proportion to
-    assert ((matrix(x) - exact).abs() <= terms * 2**-8 + exact.abs() * 2**-8).all()
+    unit = 2**-20 if precision == "fp32" else 2**-8
+    assert ((matrix(x) - exact).abs() <= unit * (terms + exact.abs() + 4)).all()
 
 
 def test_scales_have_no_error_of_their_own_and_no_weight_is_cut_off():
@@ -84,7 +85,8 @@ def test_every_family_gives_nearly_the_logits_of_fp32(family, precision):
     expected = forward(family, model, tokens)
     packed = pack(copy.deepcopy(model), precision)
     error = forward(family, packed, tokens) - expected
-    assert 0 < error.std() <= 8 * ROUNDING[precision if precision != "fp16" else "bf16"] * expected.std()
+    assert error.std() <= 16 * ROUNDING[precision] * expected.std()
+    assert precision == "fp32" or error.std() > 0
     left = {type(module).__name__ for module in packed.modules()} & {"Linear", "TokenEmbedding"}
     assert not left
 
@@ -98,22 +100,12 @@ def test_a_cache_reads_what_a_whole_pass_reads(precision):
     assert (steps - whole).std() <= 8 * 2**-8 * whole.std()
 
 
-def test_fp32_is_the_model_as_it_is():
-    model = build("gpt2")
-    tokens = torch.tensor([[1, 2, 3]])
-    expected = model(tokens)
-    assert pack(model, "fp32") is model
-    assert torch.equal(model(tokens), expected)
-
-
-@pytest.mark.parametrize(("precision", "share"), [("fp16", 0.5), ("bf16", 0.5), ("int8", 0.25)])
-def test_matrices_take_half_or_a_quarter_of_the_memory(precision, share):
-    config = gpt2.Config(n_layers=2, d_model=128, n_heads=2, n_ctx=8, vocab_size=500)
-    model = gpt2.build(config).eval()
+def test_whole_numbers_take_a_quarter_of_the_memory():
+    model = gpt2.build(gpt2.Config(n_layers=2, d_model=128, n_heads=2, n_ctx=8, vocab_size=500)).eval()
     matrices = sum(p.numel() * 4 for name, p in model.named_parameters() if p.ndim == 2 and "pos_emb" not in name)
-    pack(model, precision)
-    held = [tensor for name, tensor in model.named_buffers() if name.endswith((".weight", ".numbers", ".scales"))]
-    assert sum(tensor.numel() * tensor.element_size() for tensor in held) <= share * matrices * 1.02
+    pack(model, "int8")
+    held = [tensor for name, tensor in model.named_buffers() if name.endswith((".numbers", ".scales"))]
+    assert sum(tensor.numel() * tensor.element_size() for tensor in held) <= 0.25 * matrices * 1.02
     assert not [p for name, p in model.named_parameters() if p.ndim == 2 and "pos_emb" not in name]
 
 
@@ -126,7 +118,7 @@ def test_a_packed_model_writes(precision):
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(Error, match="fp16"):
+    with pytest.raises(Error, match="bf16"):
         pack(build("gpt2"), "fp8")
 
 
@@ -136,11 +128,11 @@ def test_the_commands_take_a_precision(cli, run):  # noqa: F811
     assert code == 0
     assert out.startswith("HAMLET:")
     losses = {}
-    for precision in ("fp32", *ROUNDING):
+    for precision in ROUNDING:
         code, out, _ = cli("evaluate", run, "--precision", precision, "--json", "--device", "cpu")
         assert code == 0
         (row,) = json.loads(out)
         assert row["precision"] == precision
         losses[precision] = row["loss"]
-    assert len(set(losses.values())) == 4
+    assert len(set(losses.values())) == 3
     assert all(loss == pytest.approx(losses["fp32"], rel=5e-3) for loss in losses.values())

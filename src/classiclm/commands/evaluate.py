@@ -97,9 +97,8 @@ def _print_table(task: str, rows: list[dict[str, Any]]) -> None:
 
 def measure_run(run: str, flags: EvaluateFlags, given: dict[str, Any]) -> dict[str, Any]:
     """The measures of one run, and what they are of; `given` is what the flags say of the data."""
-    here = machine.look(flags.device)
-    loaded = registry.open_run(run, flags.checkpoint, here.device)
-    pack(loaded.model, flags.precision, here.bf16)
+    loaded = registry.open_run(run, flags.checkpoint, machine.look(flags.device).device)
+    pack(loaded.model, flags.precision)
     data = KINDS[loaded.task].prepare(_data_of(Path(run), given), loaded.tokenizer)
     split = data.split(flags.split)
     measures = _MEASURES[loaded.task](loaded, data, split, flags)

@@ -37,9 +37,8 @@ def main(argv: Sequence[str], prog: str) -> int:
         raise Error("RUN", "is missing", f"name the folder of a run, as in {prog} runs/a")
     if sum((flags.prompt is not None, flags.prompts is not None, flags.interactive)) > 1:
         raise Error("--prompt, --prompts, --interactive", "exclude one another", "give one of them")
-    here = machine.look(flags.device)
-    loaded = open_run(flags.run, flags.checkpoint, here.device)
-    pack(loaded.model, flags.precision, here.bf16)
+    loaded = open_run(flags.run, flags.checkpoint, machine.look(flags.device).device)
+    pack(loaded.model, flags.precision)
     way = choose(loaded, flags, [name for name, value in given.items() if value is not None])
     if flags.interactive:
         _converse(loaded, way, flags)

@@ -1,7 +1,7 @@
-"""Matrices in 16 or 8 bits, for writing text: each new token reads all of them once, so fewer bytes are more tokens.
+"""Matrices laid out for writing text: each new token reads all of them once, so fewer bytes are more tokens.
 
-    fp16   for one text: torch's product of a matrix and a vector reads fp16 as fast as memory gives it
-    bf16   for several texts: there are kernels for products of bf16 matrices
+    fp32   in the order in which oneDNN's kernels read them, which few rows at a time gain most from
+    bf16   the same in half the bytes
     int8   a scale for each row of a matrix, and whole numbers from -127 to 127; a little of the quality goes
 
 Only matrices change. Sums between blocks, norms, attention and sampling stay in fp32, and no model knows of this:
@@ -22,45 +22,37 @@ from classiclm.nn.attention import MultiHeadAttention
 from classiclm.nn.blocks import Block
 from classiclm.nn.embedding import TokenEmbedding
 
-Packing = Literal["fp32", "fp16", "bf16", "int8"]
+Packing = Literal["fp32", "bf16", "int8"]
 
 _LEVELS = 127  # the largest of the whole numbers
 _FEW = 32  # rows up to which int8 is multiplied as it is; more are worth a bf16 copy of the matrix
 
 
-class Halves(nn.Module):
-    """x W^T + b with W in fp16 or bf16: (..., K) fp32 -> (..., N) fp32.
+class Packed(nn.Module):
+    """x W^T + b with W in fp32 or bf16: (..., K) fp32 -> (..., N) fp32."""
 
-    On a CPU, torch has a fast product of an fp16 matrix with one vector only: more are multiplied in the type `wide`.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, wide: torch.dtype = torch.bfloat16):
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
         super().__init__()
-        self.wide = wide
-        self.register_buffer("weight", weight.detach().to(dtype))  # (N, K)
-        self.register_buffer("bias", None if bias is None else bias.detach().float())
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def rows(self, index: Tensor) -> Tensor:
-        """Some rows of W, in fp32: (...) -> (..., K)."""
-        return F.embedding(index, self.weight).float()
+        self.dtype = dtype
+        self.product = _product(weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight
-        if x.device.type == "cpu" and (weight.dtype is not torch.float16 or not is_row(x)):
-            weight = weight.to(self.wide)
-        y = F.linear(x.to(weight.dtype), weight).float()
-        return y if self.bias is None else y + self.bias
+        return self.product(x.to(self.dtype)).float()
+
+
+def _product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """x -> x W^T + b. On a CPU W is reordered once, instead of at every product as in F.linear."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return lambda x: F.linear(x, weight, bias)
+    reordered = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, reordered, bias, "none", [], "")
 
 
 class Eighths(nn.Module):
     """x W^T + b with W in whole numbers and a scale for each of its rows: (..., K) fp32 -> (..., N) fp32."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, wide: torch.dtype = torch.bfloat16):
+    def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
-        self.wide = wide
         numbers, scales = quantize(weight.detach())
         self.register_buffer("numbers", numbers)  # (N, K)
         self.register_buffer("scales", scales)  # (N,)
@@ -75,22 +67,17 @@ class Eighths(nn.Module):
         return F.embedding(index, self.numbers).float() * self.scales[index, None]
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(0, -2)  # (rows, K)
+        flat = x.flatten(0, -2).bfloat16()  # (rows, K)
         if x.device.type == "cpu" and len(flat) <= _FEW:
-            y = torch._weight_int8pack_mm(flat.bfloat16(), self.numbers, self.scales)  # (rows, N)
+            y = torch._weight_int8pack_mm(flat, self.numbers, self.scales)  # (rows, N)
         else:
-            y = F.linear(flat.to(self.wide), self.numbers.to(self.wide)) * self.scales.to(self.wide)
+            y = F.linear(flat, self.numbers.bfloat16()) * self.scales
         y = y.float().unflatten(0, x.shape[:-1])
         return y if self.bias is None else y + self.bias
 
 
-Matrix = Halves | Eighths
+Matrix = Packed | Eighths
 Make = Callable[[Tensor, Tensor | None], Matrix]  # of a weight and a bias
-
-
-def is_row(x: Tensor) -> bool:
-    """Whether (..., K) is one vector."""
-    return x.numel() == x.shape[-1]
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,14 +94,22 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class PackedEmbedding(nn.Module):
-    """`TokenEmbedding` over a packed matrix."""
+    """`TokenEmbedding` over a packed matrix, and over a plain one in the same type, as rows of a packed one have no
+    place of their own."""
 
-    def __init__(self, matrix: Matrix):
+    def __init__(self, weight: Tensor, make: Make):
         super().__init__()
-        self.matrix = matrix
+        self.matrix = make(weight, None)
+        plain = weight.detach().to(self.matrix.dtype) if isinstance(self.matrix, Packed) else None
+        self.register_buffer("plain", plain)  # (V, D)
+
+    plain: Tensor | None
 
     def forward(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, D)
-        return self.matrix.rows(tokens)
+        if isinstance(self.matrix, Eighths):
+            return self.matrix.rows(tokens)
+        assert self.plain is not None
+        return F.embedding(tokens, self.plain).float()
 
     def logits(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, V)
         """As `TokenEmbedding.logits`."""
@@ -142,17 +137,15 @@ class PackedAttention(MultiHeadAttention):
         return q, k, v
 
 
-def pack(model: nn.Module, precision: Packing, fast_bf16: bool = True) -> nn.Module:
-    """The model itself, its matrices now in `precision`; it can no longer be trained or saved.
+def pack(model: nn.Module, precision: Packing = "fp32") -> nn.Module:
+    """The model itself, its matrices now in `precision`; it can no longer be trained, saved or moved.
 
-    fast_bf16: whether this machine multiplies bf16 faster than fp32, so that many rows at once are multiplied in bf16.
     Raises Error (exit 2) for an unknown precision.
     """
     if precision not in get_args(Packing):
         raise Error("precision", f"{precision} is unknown", f"use one of: {', '.join(get_args(Packing))}")
-    if precision == "fp32":
-        return model
-    make = _maker(precision, torch.bfloat16 if fast_bf16 else torch.float32)
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    make: Make = Eighths if precision == "int8" else partial(Packed, dtype=dtype)
     for block in [module for module in model.modules() if isinstance(module, Block)]:
         block.attn = PackedAttention(block.attn, make)
     for module in list(model.modules()):
@@ -161,16 +154,10 @@ def pack(model: nn.Module, precision: Packing, fast_bf16: bool = True) -> nn.Mod
     return model.eval()
 
 
-def _maker(precision: Packing, wide: torch.dtype) -> Make:
-    if precision == "int8":
-        return partial(Eighths, wide=wide)
-    return partial(Halves, dtype=torch.float16 if precision == "fp16" else torch.bfloat16, wide=wide)
-
-
 def _packed(module: nn.Module, make: Make) -> nn.Module:
     """What takes the place of a module: itself, if it has no matrix of its own."""
     if isinstance(module, nn.Linear):
         return make(module.weight, module.bias)
     if isinstance(module, TokenEmbedding):
-        return PackedEmbedding(make(module.weight, None))
+        return PackedEmbedding(module.weight, make)
     return module
