@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,28 @@ def test_a_rank_that_never_comes_is_waited_for_only_so_long():
     err = lonely.communicate(timeout=50)[1].decode()
     assert lonely.returncode == 6
     assert err.splitlines()[-1].startswith("error: rank ")
+
+
+def test_processes_that_are_started_again_do_not_hear_what_earlier_ones_have_said(monkeypatch):
+    """torchrun keeps its store; here two threads are two processes, started three times."""
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, **__: iter([(store, 0, 2)]))
+    for start in range(3):
+        with ThreadPoolExecutor() as pool:
+            first, second = pool.map(lambda rank: distributed._meet(World(rank, 2), 10), range(2))
+        assert not first.check(["failure"])
+        first.set("failure", str(start))
+        assert second.get("failure") == str(start).encode()
+
+
+def test_who_does_not_come_is_named_by_those_who_did(monkeypatch):
+    for rank, absent in ((0, "rank 1, 2"), (2, "rank 0")):
+        store = torch.distributed.HashStore()
+        store.set("question/1", "of an earlier start")
+        monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, **__: iter([(store, 0, 3)]))  # noqa: B023
+        with pytest.raises(Error, match=f"{absent}: did not come within 0.2 s") as e:
+            distributed._meet(World(rank, 3), 0.2)
+        assert e.value.code == 6
 
 
 def test_a_world_of_one_is_the_identity(monkeypatch):

@@ -207,28 +207,39 @@ class Measured:
     terms: dict[str, float]
 
 
-@torch.no_grad()
 def measure(model: torch.nn.Module, objective: Objective, batches: Iterable[Batch]) -> Measured:
-    """The loss over all batches together, in evaluation mode; the model's mode is left as it was.
+    """The loss over all batches together, in evaluation mode; the model's mode is left as it was."""
+    return measure_counted(model, objective, ((batch, True) for batch in batches))
 
-    Sums are kept in float64, so that the result does not depend on how the batches are cut.
+
+@torch.no_grad()
+def measure_counted(
+    model: torch.nn.Module,
+    objective: Objective,
+    batches: Iterable[tuple[Batch, bool]],
+    add_up: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> Measured:
+    """`measure` of those batches that count; the model runs on the others for nothing, as some processes have to.
+
+    Sums are kept in float64, so that the result does not depend on how the batches are cut. add_up: from this process's
+    sums and counts, (terms, 2), to those of all.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    sums: dict[str, float] = {}
-    counts: dict[str, float] = {}
+    sums: dict[str, tuple[float, float]] = {}  # name -> sum, count
     weights: dict[str, float] = {}
     try:
-        for batch in batches:
+        for batch, counts in batches:
             loss = objective(model, {name: tensor.to(device) for name, tensor in batch.items()})
             for name, term in loss.terms.items():
-                sums[name] = sums.get(name, 0.0) + float(term.sum)
-                counts[name] = counts.get(name, 0.0) + float(term.count)
                 weights[name] = term.weight
+                total, n = sums.get(name, (0.0, 0.0))
+                sums[name] = (total + float(term.sum) * counts, n + float(term.count) * counts)
     finally:
         model.train(was_training)
-    means = {name: sums[name] / counts[name] for name in sums}
+    totals = add_up(torch.tensor(list(sums.values()), dtype=torch.float64))  # (terms, 2)
+    means = {name: float(total / n) for name, (total, n) in zip(sums, totals, strict=True)}
     return Measured(sum(weights[name] * means[name] for name in means), means)
 
 

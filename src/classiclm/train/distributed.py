@@ -12,12 +12,14 @@ the whole batch, so the gradient of a step is the plain sum of the processes'. T
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import islice
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -28,7 +30,7 @@ from classiclm.errors import DISTRIBUTED, Error
 from classiclm.nn.blocks import Block
 from classiclm.nn.mask import IGNORE
 from classiclm.nn.norm import LayerNorm
-from classiclm.objectives import Measured, Objective
+from classiclm.objectives import Measured, Objective, measure_counted
 from classiclm.train.compiling import Compiled
 from classiclm.train.heartbeat import Heartbeat
 from classiclm.train.machine import look
@@ -36,6 +38,7 @@ from classiclm.train.memory import Strategy
 from classiclm.train.progress import say
 
 _TARGETS = ("targets", "next")  # what losses are over, in any batch: IGNORE there means none
+_POLL = 0.02  # seconds
 _WHOLE_GRADIENT = 1 / 8  # of a device's memory at most, where fsdp accumulates
 
 
@@ -145,21 +148,46 @@ def _backend(world: World, device: str) -> str:
 
 
 def _meet(world: World, timeout: float) -> Any:
-    """The store that all processes share, once all are there. Raises Error (exit 6)."""
-    names = [f"here/{rank}" for rank in range(world.size)]
-    limit = timedelta(seconds=timeout)
-    store = None
+    """The store that all processes of this start share, once all are there. Raises Error (exit 6).
+
+    torchrun keeps its store when it starts processes again, with all that earlier ones have said in it, and does not
+    count starts alike on all machines. So each start has a part of the store for itself: rank 0 thinks of its name.
+    """
+    limit, here = timedelta(seconds=timeout), [f"here/{rank}" for rank in range(world.size)]
+    store = start = None
     try:
         store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=limit))
         store.set_timeout(limit)
-        store.set(names[world.rank], "1")
-        store.wait(names, limit)
+        name = uuid4().hex
+        start = dist.PrefixStore(name if world.is_main else _asked(store, world.rank, name), store)
+        start.set(here[world.rank], "1")
+        if world.is_main:
+            _answer(store, start, here, name, timeout)
+        start.wait(here, limit)
     except (dist.DistError, RuntimeError, ValueError) as e:
-        absent = [str(rank) for rank, name in enumerate(names) if store is not None and not store.check([name])]
+        absent = [] if store is None else ["0"]
+        if start is not None:
+            absent = [str(rank) for rank, sign in enumerate(here) if not start.check([sign])]
         who = f"rank {', '.join(absent)}" if absent else f"rank {world.rank}"
         why = f"did not come within {timeout:g} s" if absent else f"cannot reach the others ({str(e).splitlines()[0]})"
         raise Error(who, why, "start all processes with torchrun, with one address and port", DISTRIBUTED) from e
-    return store
+    return start
+
+
+def _asked(store: Any, rank: int, question: str) -> str:
+    """The name that rank 0 has given to this start: the answer to a question that nobody has asked before."""
+    store.set(f"question/{rank}", question)
+    return store.get(f"answer/{question}").decode()
+
+
+def _answer(store: Any, start: Any, here: list[str], name: str, timeout: float) -> None:
+    """Tell the name to all who ask, until all have come; a question of an earlier start is answered in vain."""
+    deadline = time.monotonic() + timeout
+    while not start.check(here) and time.monotonic() < deadline:
+        for question in (f"question/{rank}" for rank in range(1, len(here))):
+            if store.check([question]):
+                store.set(f"answer/{store.get(question).decode()}", name)
+        time.sleep(_POLL)
 
 
 @contextmanager
@@ -319,30 +347,17 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-@torch.no_grad()
 def measure_share(model: nn.Module, objective: Objective, batches: Iterable[Batch], world: World) -> Measured:
     """`objectives.measure` with batch i on process i modulo their number, the same result on all of them.
 
     All run equally often, since FSDP's forward pass needs every process: at the end some run a batch for nothing.
     """
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    sums: dict[str, list[float]] = {}  # name -> sum, count
-    weights: dict[str, float] = {}
     try:
-        for batch, counts in _rounds(batches, world):
-            loss = objective(model, {name: tensor.to(device) for name, tensor in batch.items()})
-            for name, term in loss.terms.items():
-                weights[name] = term.weight
-                total, n = sums.setdefault(name, [0.0, 0.0])
-                sums[name] = [total + float(term.sum) * counts, n + float(term.count) * counts]
+        return measure_counted(model, objective, _rounds(batches, world), world.sum)
     finally:
-        model.train(was_training)
         reshard: Any = getattr(model, "reshard", None)
         if reshard is not None:  # FSDP keeps the root whole for a backward pass; none is to come
             reshard()
-    return _measured(sums, weights, world)
 
 
 def _rounds(batches: Iterable[Batch], world: World) -> Iterator[tuple[Batch, bool]]:
@@ -351,9 +366,3 @@ def _rounds(batches: Iterable[Batch], world: World) -> Iterator[tuple[Batch, boo
     while together := list(islice(rest, world.size)):
         there = world.rank < len(together)
         yield together[world.rank if there else 0], there
-
-
-def _measured(sums: Mapping[str, list[float]], weights: Mapping[str, float], world: World) -> Measured:
-    total = world.sum(torch.tensor(list(sums.values()), dtype=torch.float64))  # (terms, 2)
-    means = {name: float(row[0] / row[1]) for name, row in zip(sums, total, strict=True)}
-    return Measured(sum(weights[name] * means[name] for name in means), means)

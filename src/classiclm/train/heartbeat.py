@@ -1,7 +1,7 @@
 """Every process shows that it lives, and ends when another one does not.
 
 A collective operation waits for all processes, so one that has died or stands still would keep the others waiting,
-on some backends for ever. Here each writes a beat into the store they share, once a second and from a thread of its
+on some backends for ever. Here each writes a beat into the store they share, twice a second and from a thread of its
 own; each watches the next one in a ring, which costs the store the same for every process. Whoever finds its
 neighbour silent writes down who and when, all read it, and all leave with exit code 6.
 
@@ -11,6 +11,7 @@ What has to outlive a process is published by rename (files.py), so this is no w
 
 import json
 import os
+import signal
 import threading
 import time
 from typing import Any, NoReturn
@@ -43,6 +44,8 @@ class Heartbeat:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, _: object) -> None:
+        if e is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it at once to who is left: last words first
         if isinstance(e, RuntimeError):  # as of an operation that another has not taken part in
             self._write("trouble", "1")
             time.sleep(2 * (_GRACE + _BEAT))  # if so, the thread ends the process
