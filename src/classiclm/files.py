@@ -15,6 +15,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +28,7 @@ FORMAT = 2
 _READABLE = (1, FORMAT)
 _HOLDER = ".lock-holder.json"  # beside the lock, which a second process may empty in trying it
 _PATIENCE = 0.5  # seconds: the holder of a lock writes its name directly after taking it
+_LARGE = 1 << 20  # bytes that are worth a thread
 _TEMPORARY = ".classiclm-tmp-"  # a name of our own: whatever bears it may be swept
 
 Piece = bytes | memoryview
@@ -151,7 +153,8 @@ def defect(path: Path, unread: str | None = None) -> str | None:
             return f"has a damaged {MANIFEST}"
         files = manifest["files"].items()
         skipped = {name for name, _ in files if unread is not None and name.startswith(unread)}
-        problems = (_defect_of(path / name, expected, name not in skipped) for name, expected in files)
+        with ThreadPoolExecutor(max_workers=len(files) or 1) as beside:  # sums are taken outside of Python's lock
+            problems = list(beside.map(lambda file: _defect_of(path / file[0], file[1], file[0] not in skipped), files))
         return next(filter(None, problems), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"has no readable {MANIFEST}"
@@ -253,12 +256,16 @@ def sweep(folder: Path) -> None:
 
 
 def _write_through(path: Path, pieces: Iterable[Piece]) -> dict[str, int | str]:
-    """Write to the disk, not only to the system's memory; the size and the sum of what was written."""
+    """Write to the disk, not only to the system's memory; the size and the sum of what was written.
+
+    A large piece is summed up by a thread while it is written: either takes about as long as the other.
+    """
     digest, size = hashlib.sha256(), 0
-    with path.open("wb") as file:
+    with path.open("wb") as file, ThreadPoolExecutor(max_workers=1) as beside:
         for piece in pieces:
+            summed = beside.submit(digest.update, piece) if len(piece) > _LARGE else None
             file.write(piece)
-            digest.update(piece)
+            summed.result() if summed else digest.update(piece)
             size += len(piece)
         file.flush()
         os.fsync(file.fileno())
