@@ -58,7 +58,7 @@ def manifest_first():
 
 def no_verify():
     """Whatever is newest is taken."""
-    return patched(defect=lambda _: None)
+    return patched(defect=lambda *_: None)
 
 
 @contextmanager
