@@ -3,15 +3,19 @@
 Each command is a module with `main(argv, prog) -> exit code`, and stands in the table below with its one line of help.
 """
 
+import atexit
+import contextlib
 import errno
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 
 from classiclm import __version__
 from classiclm.errors import BAD_INPUT, BUG, RESOURCE, Error, did_you_mean
+from classiclm.train.signals import StopRequest, farewell, interruptible
 
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -51,25 +55,42 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code. Foreseen failures are one line on stderr, a traceback with --debug."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    """Run one command; returns the exit code. Foreseen failures are one line on stderr, a traceback with --debug.
+
+    argv: None = that of this process, which then is the command's alone, and ends here if a signal has stopped it.
+    """
+    request = StopRequest()
+    try:
+        with interruptible(request, afterwards=signal.SIG_DFL if argv is None else None):
+            code = _run(list(sys.argv[1:] if argv is None else argv), request)
+    except KeyboardInterrupt:
+        print("error: interrupted" if request.number is None else farewell(request.number), file=sys.stderr)
+        code = 128 + (request.number or signal.SIGINT)
+    if argv is None and code > 128:  # all is done but to free memory, for which torch takes a second
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        atexit._run_exitfuncs()
+        os._exit(code)
+    return code
+
+
+def _run(argv: list[str], request: StopRequest) -> int:
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
     try:
         code = _dispatch(argv)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader of our output went away, as `head` does: no failure of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as e:
+        if request.number is not None:  # what others made of the interruption
+            raise KeyboardInterrupt from e
+        if isinstance(e, BrokenPipeError):  # the reader of our output went away, as `head` does: no failure of ours
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         if debug:
             traceback.print_exc()
         print(f"error: {_sentence(e)}", file=sys.stderr)
         return _exit_code(e)
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -41,7 +41,6 @@ from classiclm.data.wordpiece import WordPiece
 from classiclm.errors import USAGE, Error
 from classiclm.files import locked, sha256, write_file
 from classiclm.train.progress import say
-from classiclm.train.signals import StopRequest, stop_requests
 
 _EXPORTS = {"nanogpt": export_nanogpt, "llmc": export_llmc}
 _SIZES = ("tokens", "documents", "sequences", "text_bytes", "chars")
@@ -77,21 +76,19 @@ class PrepareFlags:
 
 
 def main(argv: Sequence[str], prog: str) -> int:
-    """Prepare, or go on with it, or say that it is done; 128 + n after a signal."""
+    """Prepare, or go on with it, or say that it is done."""
     flags = _flags(argv, prog)
     if flags.out is None:
         raise Error("--out", "is missing", "name the folder to write, as in --out data/mix")
-    out, request = Path(flags.out), StopRequest()
+    out = Path(flags.out)
     if flags.engine.kind:
         return _clean_only(flags, out)
-    with locked(out, ".pieces", *_EXPORTS), stop_requests(request):
+    with locked(out, ".pieces", *_EXPORTS):
         _check_settings(out, flags)
         if not (out / "meta.json").is_file():
             job = _job(flags, _saved_revisions(out))
             write_file(out / "config.yaml", _settings(flags).encode())
-            if not _prepare(job, flags, request):
-                say(f"stopped by signal {request.number}; the same command goes on from there")
-                return 128 + (request.number or 0)
+            _prepare(job, flags)
         else:
             open_dataset(out, verify="size")  # a file that is gone is not passed over
             say(f"{out} is finished")
@@ -213,22 +210,15 @@ def _saved_revisions(out: Path) -> list[str | None]:
     return [origin.get("revision") for origin in json.loads(path.read_text(encoding="utf-8"))]
 
 
-def _prepare(job: Job, flags: PrepareFlags, request: StopRequest) -> bool:
-    """Both stages and meta.json; False if a signal came before the end."""
+def _prepare(job: Job, flags: PrepareFlags) -> None:
+    """Both stages and meta.json."""
     names = ", ".join(origin.name for origin in job.origins)
     say(f"{names} -> {job.out}: {flags.tokenizer}, {job.workers} processes")
-
-    def stopped() -> bool:
-        return request.number is not None
-
-    tokenizer = map_stage(job, say, stopped)
-    reduced = tokenizer and reduce_stage(job, tokenizer, say, stopped)
-    if not tokenizer or not reduced:
-        return False
+    tokenizer = map_stage(job, say)
+    corpora, shards = reduce_stage(job, tokenizer, say)
     write_file(job.out / "tokenizer.json", tokenizer.to_json().encode())
-    write_meta(job.out, _meta(job, tokenizer, *reduced))
+    write_meta(job.out, _meta(job, tokenizer, corpora, shards))
     remove_pieces(job)
-    return True
 
 
 def _meta(job: Job, tokenizer: Tokenizer, corpora: Sequence[Corpus], shards: list[dict[str, Any]]) -> dict[str, Any]:

@@ -66,7 +66,6 @@ class Job:
 
 
 Say = Callable[[str], None]
-Stopped = Callable[[], bool]
 
 
 def first_training_key(val_share: float) -> int:
@@ -75,23 +74,19 @@ def first_training_key(val_share: float) -> int:
     return int(val_share * (1 << 64))
 
 
-def map_stage(job: Job, say: Say, stopped: Stopped) -> Tokenizer | None:
-    """Make all pieces that are not there yet; the tokenizer, or None if asked to stop before the end.
+def map_stage(job: Job, say: Say) -> Tokenizer:
+    """Make all pieces that are not there yet; returns the tokenizer.
 
     Raises Error: exit 3 for input that cannot be read or is not what it was when the work began, 4 if a worker dies.
     """
     make_folder(job.pieces)
     _check_origins(job)
-    tokenizer = _tokenizer(job, say, stopped)
-    if tokenizer is None:
-        return None
+    tokenizer = _tokenizer(job, say)
     progress = _Progress(say)
     with Pool(job.workers, tokenizer, job.pieces / "tokenizer.json") as pool:
         for i, origin, block in _missing(job):
             pool.submit(piece_path(job, i, block.number), block, job.steps(origin), job.near_of(origin))
             progress.add(origin.name, block)
-            if stopped():
-                return None
     return tokenizer
 
 
@@ -121,7 +116,7 @@ def _check_origins(job: Job) -> None:
         raise Error(job.out, "was begun with other content of the sources", fix, BAD_INPUT)
 
 
-def _tokenizer(job: Job, say: Say, stopped: Stopped) -> Tokenizer | None:
+def _tokenizer(job: Job, say: Say) -> Tokenizer:
     """The tokenizer, learnt from the training documents if it is one to be learnt; kept for the next start."""
     path = job.pieces / "tokenizer.json"
     if path.is_file():
@@ -129,10 +124,8 @@ def _tokenizer(job: Job, say: Say, stopped: Stopped) -> Tokenizer | None:
     text = ""
     if is_learnt(job.tokenizer):
         say(f"learning {job.tokenizer} from the first documents of each source")
-        texts = itertools.takewhile(lambda _: not stopped(), _texts_to_learn_from(job))
+        texts = _texts_to_learn_from(job)
         text = "".join(sorted(_alphabet(texts))) if job.tokenizer == "char" else "\n\n".join(texts)
-        if stopped():
-            return None
     tokenizer = make_tokenizer(job.tokenizer, text)
     write_file(path, tokenizer.to_json().encode())
     return tokenizer

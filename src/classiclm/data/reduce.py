@@ -17,7 +17,7 @@ from classiclm.data.dataset_meta import SPLITS, shard_stem
 from classiclm.data.documents import Document
 from classiclm.data.duplicates import EXACT, NEAR, NearIndex
 from classiclm.data.pieces import read_piece
-from classiclm.data.prepare import Job, Say, Stopped, first_training_key, piece_paths
+from classiclm.data.prepare import Job, Say, first_training_key, piece_paths
 from classiclm.data.shards import write_shard
 from classiclm.data.tokenizer import Tokenizer
 from classiclm.data.wordpiece import WordPiece
@@ -43,22 +43,17 @@ class Corpus:
         return self.kept[here] & (self.val[here] if split == "val" else ~self.val[here])
 
 
-def reduce_stage(job: Job, tokenizer: Tokenizer, say: Say, stopped: Stopped) -> tuple[list[Corpus], list[dict]] | None:
+def reduce_stage(job: Job, tokenizer: Tokenizer, say: Say) -> tuple[list[Corpus], list[dict[str, Any]]]:
     """Drop duplicates, split, write the shards; the corpora and what meta.json says of each shard.
 
-    None if asked to stop before the end. Raises Error (exit 3) if a source has too few documents for both splits.
+    Raises Error (exit 3) if a source has too few documents for both splits.
     """
     corpora = [_read_corpus(job, i) for i in range(len(job.origins))]
     _drop_exact(job, corpora, tokenizer)
     _drop_near(job, corpora, tokenizer, say)
     # A masked model takes a segment that does not follow another from another document.
     _split(job, corpora, fewest=2 if isinstance(tokenizer, WordPiece) else 1)
-    shards = []
-    for shard in _shards(job, corpora):
-        shards.append(shard)
-        if stopped():
-            return None
-    return corpora, shards
+    return corpora, list(_shards(job, corpora))
 
 
 def _read_corpus(job: Job, i: int) -> Corpus:

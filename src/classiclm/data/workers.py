@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection
 from pathlib import Path
+from typing import Any
 
 from classiclm.data.cleaning import Step
 from classiclm.data.duplicates import Near
@@ -17,6 +18,8 @@ from classiclm.data.pieces import Block, make_piece, write_piece
 from classiclm.data.tokenizer import Tokenizer
 from classiclm.data.tokenizers import from_json
 from classiclm.errors import RESOURCE, Error
+
+_ASKING = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
 
 class Pool:
@@ -29,7 +32,8 @@ class Pool:
         self._executor = None
         if n_workers > 1:
             context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(n_workers, context, _start_worker, (path,))
+            with _signals_held():  # it starts a process that keeps its books
+                self._executor = ProcessPoolExecutor(n_workers, context, _start_worker, (path,))
 
     def __enter__(self) -> "Pool":
         return self
@@ -41,7 +45,13 @@ class Pool:
             if kind is None:
                 self._collect(0)
         finally:
-            self._executor.shutdown(cancel_futures=True)
+            self._end(self._executor)
+
+    def _end(self, executor: ProcessPoolExecutor) -> None:
+        """Workers at a piece that nobody waits for are killed: a piece bears its name only when it is whole."""
+        for process in executor._processes.values() if self._futures else ():  # Python 3.14 has kill_workers()
+            process.kill()
+        executor.shutdown(cancel_futures=True)
 
     def submit(self, path: Path, block: Block, steps: Sequence[Step], near: Near | None) -> None:
         """Have one piece made; waits while enough are being made."""
@@ -74,16 +84,30 @@ class _worker_died:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Signals to this process wait. Those that go to all processes of a group, as Ctrl-C does, are for the parent: it
-    ends the workers when their pieces are done, and a process inherits what is held when it starts."""
-    if not hasattr(signal, "pthread_sigmask"):
+    """Signals wait, so that no process is left half started; and one that starts now never hears of any, for it
+    inherits what is held. Those that go to a whole group, as Ctrl-C does, are for the parent: it ends the workers."""
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+    waiting: list[int] = []  # what other threads, which libraries have started, were handed
+    handlers = {number: signal.signal(number, lambda number, _: waiting.append(number)) for number in _ASKING}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ASKING)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for first in waiting[:1]:
+        _act(handlers[signal.Signals(first)], first)
+
+
+def _act(handler: Any, number: int) -> None:
+    """What the signal would have done had it come now."""
+    if callable(handler):
+        handler(number, None)
+    elif handler == signal.SIG_DFL:
+        signal.raise_signal(number)
 
 
 _worker: dict[str, Tokenizer] = {}  # of a worker process: what it was started with
