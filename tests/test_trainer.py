@@ -227,6 +227,38 @@ def test_a_parameter_that_has_had_no_gradient_is_saved_and_loaded_without_moment
             assert torch.equal(value, other.state[b][key])
 
 
+@pytest.mark.parametrize("at", ["sampled", "whole split"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_validation_that_a_signal_breaks_off_is_made_when_the_run_goes_on(config, tmp_path, monkeypatch, at, killed):
+    make_trainer(tmp_path / "whole", config).fit()
+    trainer = make_trainer(tmp_path / "stopped", config)
+    last = at == "whole split"
+    step = config.steps if last else config.eval_every
+
+    def validation(n_windows):
+        for batch in trainer_validation(n_windows):
+            if trainer.state.step == step and (n_windows is None) == last:
+                trainer._stop.number = 15
+            yield batch
+
+    trainer_validation = trainer.task.validation
+    trainer.task = dataclasses.replace(trainer.task, validation=validation)
+    result = trainer.fit()
+    assert (result.step, result.signal) == (step, 15)
+    assert rows_of(tmp_path / "stopped")[-1]["step"] < step
+    again = make_trainer(tmp_path / "stopped", config)
+    if killed:  # after the row, before the save
+        monkeypatch.setattr(again.saver, "save", lambda *_: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            again.fit()
+        again = make_trainer(tmp_path / "stopped", config)
+    again.fit()
+    assert rows_of(tmp_path / "stopped") == rows_of(tmp_path / "whole")
+    assert weights_of(tmp_path / "stopped") == weights_of(tmp_path / "whole")
+    states = [checkpoint.read_state(checkpoint.newest_valid(tmp_path / name)[0]) for name in ("stopped", "whole")]
+    assert states[0] == states[1]
+
+
 def test_a_first_save_that_fails_is_made_up_for_by_the_same_trainer(config, tmp_path, monkeypatch):
     trainer, real = make_trainer(tmp_path / "a", config), checkpoint.publish
 

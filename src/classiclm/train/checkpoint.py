@@ -45,6 +45,7 @@ class State:
     best: dict[str, float] = field(default_factory=dict)  # {"step", "val_loss"}; empty before the first validation
     scaler: dict[str, float] = field(default_factory=dict)  # fp16 only
     data: str = ""  # fingerprint of the training tokens
+    owed: dict[str, Any] = field(default_factory=dict)  # the row of this step, if its validation was broken off
     skipped: int = 0  # steps in a row, up to this one, whose gradient was not used
     window: list[float] = field(default_factory=list)  # the last gradient norms, where spikes are skipped
 

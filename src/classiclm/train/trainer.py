@@ -7,7 +7,7 @@ its step, go on.
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +115,7 @@ class Trainer:
             if self.world.is_main:
                 check_config(self.run, to_yaml(self.config), checkpoint.saved_steps(self.run))
             self._resume()
-            if self.state.step < self.config.steps or self.sampler.owes(self.state.step):
+            if self.state.owed or self.state.step < self.config.steps or self.sampler.owes(self.state.step):
                 if self.world.is_main:
                     write_config(self.run, to_yaml(self.config))
                     write_environment(self.run)
@@ -133,18 +133,19 @@ class Trainer:
         ):
             self._agree_to_stop()
             self._sample(progress, tracker)  # one that a signal has broken off
-            while self.state.step < c.steps and self.signal is None:
-                row = self._train_step()
+            while self.signal is None and (self.state.owed or self.state.step < c.steps):
+                was_owed = bool(self.state.owed)
+                row = self.state.owed or self._train_step()
                 improved = self._validate(row)
                 self.seconds = time.monotonic() - started
-                if row and self.world.is_main:
+                if row and not self.state.owed and self.world.is_main:
                     row["seconds"] = round(self.seconds, 3)
                     self.metrics.append(row)
                     progress.show(row)
                     tracker.log(row)
                 self._sample(progress, tracker)
                 self._agree_to_stop()
-                if improved or self._will_save():
+                if improved or was_owed or self._will_save():
                     self._save()
             self.saver.close()
 
@@ -211,14 +212,18 @@ class Trainer:
     def _validate(self, row: dict[str, Any]) -> bool:
         """Add the validation loss to the row if one is due; True if it is the best so far.
 
-        The best is chosen by the same windows each time; what the last row reports is the whole split.
+        The best is chosen by the same windows each time; what the last row reports is the whole split. A signal breaks
+        it off: then the row is owed, and finished when the run goes on.
         """
         last = self.state.step == self.config.steps
         if not self._due(self.config.eval_every):
             return False
         n_windows = None if self.config.eval_windows == "all" else self.config.eval_windows
         sampled = self._measure(n_windows)
-        measured = self._measure(None) if last and n_windows is not None else sampled
+        measured = self._measure(None) if last and n_windows is not None and self.signal is None else sampled
+        self.state.owed = row if self.signal is not None else {}
+        if self.state.owed:
+            return False
         if not math.isfinite(sampled.total + measured.total):
             say(f"warning: step {self.state.step}: the validation loss is not finite")
             return False
@@ -234,7 +239,15 @@ class Trainer:
 
     def _measure(self, n_windows: int | None) -> Measured:
         with autocast(self.plan.device, self.plan.precision):
-            return measure_share(self.model, self.task.validated, self.task.validation(n_windows), self.world)
+            batches = self._until_asked_to_stop(self.task.validation(n_windows))
+            return measure_share(self.model, self.task.validated, batches, self.world)
+
+    def _until_asked_to_stop(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """At least one batch."""
+        for batch in batches:
+            yield batch
+            if self._agree_to_stop():
+                return
 
     def _due(self, every: int) -> bool:
         return self.state.step % every == 0 or self.state.step == self.config.steps
@@ -295,11 +308,12 @@ class Trainer:
         self.saver.trust(newest)
         self.state = state
         self.stepper.n_skipped.fill_(state.skipped)
-        rows = self._rows = self.metrics.cut_behind(state.step) if self.world.is_main else []
+        reported = state.step - bool(state.owed)
+        rows = self._rows = self.metrics.cut_behind(reported) if self.world.is_main else []
         if self.world.is_main:
             self.sampler.files.cut_behind(state.step)
         self.seconds = rows[-1]["seconds"] if rows else 0.0
-        finished = state.step >= self.config.steps
+        finished = state.step >= self.config.steps and not state.owed
         say(f"{self.run} is finished: step {newest}" if finished else f"continuing {self.run} from step {newest}")
 
     def _newest_step(self) -> int | None:
