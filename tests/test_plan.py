@@ -14,6 +14,8 @@ from classiclm.errors import Error
 from classiclm.models import bert, gpt1, gpt2, gpt3, ladder, transformer2017
 from classiclm.nn.attention import set_attention_path
 from classiclm.objectives import CausalLM, MaskedLM, Translation
+from classiclm.optim import make_optimizer
+from classiclm.recipe import Recipe
 from classiclm.train import hardware, memory
 from classiclm.train.machine import Machine, autocast
 
@@ -94,6 +96,17 @@ def test_activations_are_what_autograd_keeps(family, precision, path, dropout):
     )
     print(family, precision, path, dropout, counted / kept)
     assert counted == pytest.approx(kept, rel=0.1)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam-bert", "muon"])
+def test_moments_are_what_the_optimizer_keeps(optimizer):
+    model = gpt2.build(gpt2.Config(**SMALL))
+    made = make_optimizer(model, Recipe(optimizer=optimizer))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    made.step()
+    kept = sum(t.numel() * t.element_size() for state in made.state.values() for t in state.values() if t.ndim)
+    assert memory.state(memory.read(model, V), memory.Way(), optimizer=optimizer).moments == kept
 
 
 def planned(capsys, *arguments):

@@ -158,7 +158,7 @@ def _micro_of(run: Run) -> memory.Micro:
 
 def instants(run: Run, strategy: memory.Strategy) -> dict[str, int]:
     """Bytes on one device at each instant that can be the peak."""
-    held = memory.state(run.network, run.way, strategy, run.n_devices)
+    held = memory.state(run.network, run.way, strategy, run.n_devices, run.config.optimizer)
     accumulating = run.micro_batch < run.share
     rest = (held, run.config.optimizer, accumulating, run.around)
     return memory.moments_of_a_step(run.network, micro_of(run), run.way, *rest)
@@ -268,7 +268,7 @@ def _notes(run: Run) -> Iterator[str]:
 
 
 def _parts(run: Run, strategy: memory.Strategy) -> dict[str, Any]:
-    held, micro = memory.state(run.network, run.way, strategy, run.n_devices), micro_of(run)
+    held, micro = memory.state(run.network, run.way, strategy, run.n_devices, run.config.optimizer), micro_of(run)
     parts = {name: value for name, value in dataclasses.asdict(held).items() if name != "parts"}
     parts["blocks"] = memory.blocks_bytes(run.network, micro, run.way)
     parts["ends"] = memory.ends_bytes(run.network, micro, run.way)

@@ -2,7 +2,7 @@
 
     weights      4 N            always fp32; N = parameters
     gradients    4 N            from the backward pass to the update
-    moments      8 N            Adam's two running means, fp32
+    moments      8 N            Adam's two running means, fp32; Muon keeps one, of the matrices in blocks
     casts        2 N_matrix     under autocast: the matrices once more, in the precision of the products
     activations  per token      what autograd keeps of the forward pass until the backward pass has used it
     logits       12 V           a target: log-softmax (kept), its gradient and that of the logits, all fp32
@@ -59,6 +59,8 @@ class Network:
     n_params: int
     n_matrix: int  # parameters that enter matrix products, which autocast copies
     n_matrices_2d: int  # parameters with two dimensions: the optimizer's first group
+    n_in_blocks: int  # those of them inside blocks, which Muon moves
+    largest_in_blocks: int  # parameters of the largest of those
     d_model: int
     vocab_size: int
     n_norms: int  # outside the blocks
@@ -95,6 +97,7 @@ def read(model: nn.Module, vocab_size: int, windows: Sequence[int | None] = ()) 
     """The numbers of a model, which may be on the meta device. windows: the band of each block, none if left out."""
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     inside = {id(module) for block in blocks for module in block.modules()}
+    in_blocks = [p.numel() for block in blocks for p in block.parameters() if p.ndim == 2]
     bands = list(windows) or [None] * len(blocks)
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     embedding = next(module for module in model.modules() if isinstance(module, TokenEmbedding))
@@ -105,6 +108,8 @@ def read(model: nn.Module, vocab_size: int, windows: Sequence[int | None] = ()) 
         n_params=_count(model),
         n_matrix=sum(_count(module) for module in linear) + tied,
         n_matrices_2d=sum(p.numel() for p in model.parameters() if p.ndim >= 2),
+        n_in_blocks=sum(in_blocks),
+        largest_in_blocks=max(in_blocks, default=0),
         d_model=embedding.weight.shape[1],
         vocab_size=vocab_size,
         n_norms=len(norms),
@@ -236,24 +241,30 @@ class State:
     parts: int = 1  # fsdp: how many devices share one set of weights
 
 
-def state(network: Network, way: Way, strategy: Strategy = "none", n_devices: int = 1) -> State:
+def state(
+    network: Network, way: Way, strategy: Strategy = "none", n_devices: int = 1, optimizer: str = "adamw"
+) -> State:
     """The parts that depend on parameters, per device.
 
     ddp keeps all on each device. fsdp keeps a share of each, gathers one block while the one before still runs, in the
     precision of the products (which replaces autocast's copies), and the embeddings throughout.
     """
     n, casts = network.n_params, casts_bytes(network, way)
+    moments = 8 * n - (4 * network.n_in_blocks if optimizer == "muon" else 0)
     if strategy != "fsdp":
-        return State(4 * n, 4 * n, 8 * n, casts, 0, 4 * n if strategy == "ddp" else 0)
+        return State(4 * n, 4 * n, moments, casts, 0, 4 * n if strategy == "ddp" else 0)
     share = -(-n // n_devices)
     largest = max((layer.n_params for layer in network.layers), default=0)
     outside = n - sum(layer.n_params for layer in network.layers)
     gathered = way.width * (2 * largest + outside) + way.width * largest
-    return State(4 * share, 4 * share, 8 * share, 0, gathered, 0, n_devices)
+    return State(4 * share, 4 * share, -(-moments // n_devices), 0, gathered, 0, n_devices)
 
 
 def update_bytes(network: Network, optimizer: str) -> int:
-    """What the update itself needs: nothing in torch's fused AdamW; two passing tensors per matrix in `PaperAdam`."""
+    """What the update itself needs: nothing in torch's fused AdamW; two passing tensors per matrix in `PaperAdam`; in
+    Muon, which takes one matrix after the other, its update in fp32 and three of bf16 in its iteration."""
+    if optimizer == "muon":
+        return (FP32 + 3 * 2) * network.largest_in_blocks
     return 0 if optimizer == "adamw" else 2 * FP32 * network.n_matrices_2d
 
 
