@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine, and each makes .venv by itself:
 #   make demo    train the twelve rungs of the ladder, print the table, write the report
 #   make test    pass the tests
+# And make bench measures ours beside its peers, with what more BENCH says, as in BENCH="--quick --nanogpt ../nanoGPT".
 PY ?= python3
 BIN := .venv/bin
 
@@ -12,6 +13,10 @@ test: .venv/ok
 
 test-slow: .venv/ok
 	$(BIN)/python -m pytest -n 2 -q -m slow
+
+bench: .venv/ok
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: .venv/ok
 	$(BIN)/ruff check .
@@ -27,4 +32,4 @@ format: .venv/ok
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-.PHONY: demo test test-slow lint format
+.PHONY: demo test test-slow bench lint format

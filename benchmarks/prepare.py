@@ -1,7 +1,7 @@
 """How fast text becomes token shards, beside datasets.map and the bare encoder, on the same text in one run.
 
-    python benchmarks/prepare.py --data $CLASSICLM_DATA [--copies 200] [--repeats 3]
-    python benchmarks/prepare.py --memory 200 2000        # MB of text: peak memory of the whole process tree
+    python -m benchmarks prepare --data $CLASSICLM_DATA [--copies 200] [--repeats 3]
+    python -m benchmarks prepare --memory 200 2000        # MB of text: peak memory of the whole process tree
 
 Text: tiny Shakespeare and WikiText-2 (validation), repeated, in documents of about 5 kB, as jsonl. GPT-2's vocabulary,
 one process per core. Interleaved, medians of the repeats:
@@ -26,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -239,8 +240,9 @@ def report(name: str, mb: float, medians: dict[str, float], seconds: dict[str, l
             print(f"  {ours} / {peer}: {medians[peer] / medians[ours]:.2f} times as fast")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare, or with --memory measure the peak of ours."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks prepare", description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("CLASSICLM_DATA", ".")))
     parser.add_argument("--copies", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=3)
@@ -248,7 +250,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--memory", type=int, nargs="+", help="MB of text")
     parser.add_argument("--cleaning", default="none", help="with --memory: the steps")
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     sys.path.insert(0, str(SOURCE))
     os.environ["CLASSICLM_DATA"] = str(flags.data)
     with tempfile.TemporaryDirectory() as folder:
