@@ -5,15 +5,20 @@ errors, and the whole of it by the distance of Kolmogorov and Smirnov, which tel
 one.
 """
 
+import dataclasses
 import math
 import re
+import subprocess
+import sys
 from collections import defaultdict
 
 import pytest
 import torch
 from torch import Tensor
 
+from classiclm import registry
 from classiclm.models import bert, gpt1, gpt2, gpt3, transformer2017
+from classiclm.nn.init import shapes_only
 
 SIGMA = 0.02
 ERRORS = 5.0  # standard errors
@@ -168,3 +173,23 @@ def test_the_yardsticks_tell_the_distributions_apart():
     for x, expected in wrong:
         with pytest.raises(AssertionError):
             assert_drawn_from(x, expected, "")
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt1-117m", "gpt2-124m", "gpt3-small", "bert-base", "transformer2017-base", "ladder-12"]
+)
+def test_a_model_of_shapes_has_the_names_and_shapes_of_one_with_numbers(name):
+    preset = registry.preset(name)
+    small = dataclasses.replace(preset.config, n_layers=2, d_model=32, n_heads=2, n_ctx=16, vocab_size=50)
+    with shapes_only():
+        empty = preset.module.build(small)
+    full = preset.module.build(small)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    assert {n: t.shape for n, t in empty.state_dict().items()} == {n: t.shape for n, t in full.state_dict().items()}
+
+
+def test_shapes_need_no_compiler():
+    program = "import sys; from classiclm import registry; registry.count_parameters(registry.preset('gpt2-124m'))"
+    program += "; print('sympy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "False"

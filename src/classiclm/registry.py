@@ -13,13 +13,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
 import classiclm.models
 from classiclm.config import fields_of, validate
 from classiclm.data.tokenizers import Tokenizer, from_json
 from classiclm.errors import BAD_INPUT, Error, did_you_mean
 from classiclm.nn.base import Model
+from classiclm.nn.init import shapes_only
 from classiclm.recipe import Recipe
 from classiclm.train import checkpoint
 
@@ -92,7 +91,7 @@ def preset(name: str) -> Preset:
 
 def count_parameters(preset: Preset) -> int:
     """How many numbers a model has, without allocating them."""
-    with torch.device("meta"):
+    with shapes_only():
         return preset.build().count_parameters()
 
 
@@ -122,7 +121,7 @@ def open_run(run: str | Path, which: str = "last", device: str = "cpu") -> Loade
     if task_of(module) == "sweeps":
         fix = f"look at {Path(run) / 'results.json'} and hinton.svg beside it"
         raise Error(run, f"holds nets of {info['family']}, which know no text", fix)
-    with torch.device("meta"):  # nobody needs random weights first
+    with shapes_only():  # nobody needs random weights first
         model = module.build(validate(module.Config, info["config"], folder / "model.json"))
     if mean:
         checkpoint.load_mean(Path(run), int(mean[1]), model)

@@ -27,6 +27,7 @@ from classiclm.data.tokenizers import is_learnt
 from classiclm.errors import BAD_INPUT, Error
 from classiclm.files import is_path
 from classiclm.nn.attention import choose_path
+from classiclm.nn.init import shapes_only
 from classiclm.nn.mask import Mask
 from classiclm.objectives import choose_rows
 from classiclm.train import hardware, machine, memory
@@ -88,7 +89,7 @@ def make_run(flags: Any) -> Run:
     config, preset = _with_vocabulary(plain(flags)), registry.preset(str(flags.preset))
     device = hardware.hardware(flags.gpu, machine.look("auto" if flags.gpu == "auto" else "cpu"))
     precision, _ = machine.choose_precision(config.precision, device.machine)
-    with torch.device("meta"):
+    with shapes_only():
         model = preset.module.build(config.model)
     layer_mask = getattr(model, "layer_mask", None)  # banded layers
     n_layers = config.model.n_layers

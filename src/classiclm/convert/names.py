@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from classiclm.errors import BAD_INPUT, Error
+from classiclm.nn.init import shapes_only
 
 CONFIG_FILE = "config.json"
 _DROPOUT = "dropout"  # the field whose keys may differ: it is a setting of training only
@@ -194,7 +195,7 @@ def shapes_of(build: Callable[[Any], nn.Module], config: Any) -> dict[str, Tenso
     Raises Error (exit 3) for sizes beyond what a tensor can have.
     """
     try:
-        with torch.device("meta"):
+        with shapes_only():
             return build(config).state_dict()
     except (RuntimeError, TypeError, OverflowError) as e:  # their product, or one of them, is no number of 64 bits
         sizes = ", ".join(f"{key} {value}" for key, value in vars(config).items() if type(value) is int)

@@ -13,10 +13,14 @@ Norms start with gain 1 and bias 0 in their constructor.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from classiclm.nn.blocks import Block
 from classiclm.nn.embedding import PositionEmbedding, TokenEmbedding
@@ -71,3 +75,18 @@ def _fill(model: nn.Module, matrix: Callable[[Tensor], Tensor], embedding: Calla
 
 def _unit_rows(weight: Tensor) -> Tensor:
     return nn.init.normal_(weight, std=1 / math.sqrt(weight.shape[1]))
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Models that are built inside have names and shapes, and no memory: on torch's meta device, and without drawing
+    numbers, for which torch would import its compiler first (1.5 s)."""
+    with torch.device("meta"), _NoNumbers():
+        yield
+
+
+class _NoNumbers(TorchFunctionMode):
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if getattr(function, "__module__", "") == "torch.nn.init" or function in (Tensor.uniform_, Tensor.erfinv_):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return function(*args, **(kwargs or {}))
