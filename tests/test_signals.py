@@ -408,12 +408,12 @@ def long_text(tmp_path_factory):
 @pytest.mark.timeout(900)
 def test_generating_evaluating_and_climbing_can_be_stopped(text_file, long_text, tmp_path, capsys):
     assert main([str(a) for a in train_command(text_file, tmp_path / "run", steps=2)]) == 0
-    longer = ["--data", long_text]
+    longer, whole = ["--data", long_text], ["--split", "train"]
     phases = {
         "generate": ("generate:_new_tokens", ["generate", tmp_path / "run", "--max_new_tokens", 10**6], 12, 0.5),
-        "evaluate": ("evaluate:mean_loss", ["evaluate", tmp_path / "run", *longer], 12, 0.5),
+        "evaluate": ("evaluate:mean_loss", ["evaluate", tmp_path / "run", *longer, *whole], 12, 0.5),
         "ladder": ("ladder:make_trainer", ["ladder", "--out", tmp_path / "ladder", *longer, "--device", "cpu"], 12, 3),
-        "start": (None, ["evaluate", tmp_path / "run", *longer], 12, 2),
+        "start": (None, ["evaluate", tmp_path / "run", *longer, *whole], 12, 2),
     }
     rng = random.Random(5)
     for phase, (place, command, n, latest) in phases.items():
