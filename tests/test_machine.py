@@ -2,6 +2,10 @@
 
 import dataclasses
 import math
+import os
+import platform
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -217,3 +221,22 @@ def test_a_batch_that_is_counted_in_tokens_needs_no_divisor(batch):
     preset = registry.preset("transformer2017-multi30k")
     config = SimpleNamespace(**vars(dataclasses.replace(preset.recipe, batch=batch)), model=preset.config)
     assert KINDS["pairs"].micro_batch(config, 6_000_000, "bf16", AMX) == 24 * 2**20 // (8000 * 4)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is for glibc")
+@pytest.mark.parametrize(("variables", "keeps"), [({}, True), ({"MALLOC_ARENA_MAX": "4"}, False)])
+def test_freed_memory_is_kept_unless_the_user_has_decided(variables, keeps):
+    program = (
+        "import torch\n"
+        "from classiclm.train.machine import keep_freed_memory\n"
+        "def resident():\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return next(int(line.split()[1]) for line in lines if line.startswith('VmRSS')) >> 10\n"
+        "keep_freed_memory()\n"
+        "before = resident()\n"
+        "torch.ones(100 << 18)\n"  # 100 MB, freed at once
+        "print(resident() - before)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | variables
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert (int(done.stdout) > 90) == keeps

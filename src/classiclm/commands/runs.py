@@ -84,6 +84,8 @@ def make_trainer(
         compile=plan.compile,
         attention=_attention(config, plan),
     )
+    if plan.device == "cpu":
+        machine.keep_freed_memory()
     task = make_task(preset, config, plan, data)  # before the model: too little text is found out at once
     torch.manual_seed(config.seed)
     model = preset.module.build(config.model)

@@ -4,10 +4,12 @@ Every choice is a pure function of the model, the batch and the machine, never o
 comes with its reason in words.
 """
 
+import ctypes
 import functools
 import importlib.util
 import os
 import platform
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 # A micro-batch's widest activations (fp32) should stay in a CPU's last-level cache; one that spills is
 # slower per token than several that fit.
 _CPU_CACHE_BYTES = 24 << 20
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _GPU_SHARE = 0.5  # of the memory, for activations
 
 
@@ -125,6 +128,21 @@ def fitting(sizes: Sizes, precision: Precision, machine: Machine) -> int:
         bytes_per_sequence = sizes.n_ctx * (sizes.n_layers * sizes.d_ff * 9 * width + sizes.vocab_size * 12)
         budget = int((machine.memory - 16 * sizes.n_params) * _GPU_SHARE)
     return max(1, budget // bytes_per_sequence)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory that tensors free for the next ones, instead of giving it back to the system.
+
+    A training step frees and asks for the same hundreds of megabytes each time, and getting them anew from the system,
+    page by page, takes up to a third of a CPU's step. The price is up to a third more memory in use. Whoever has set one
+    of glibc's own variables, MALLOC_..., has decided for this process; other systems have other ways, and are left alone.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)  # never
 
 
 def choose_compile(asked: bool | str, machine: Machine) -> tuple[bool, str]:
