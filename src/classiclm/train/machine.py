@@ -134,8 +134,8 @@ def keep_freed_memory() -> None:
     """Have glibc keep the memory that tensors free for the next ones, instead of giving it back to the system.
 
     A training step frees and asks for the same hundreds of megabytes each time, and getting them anew from the system,
-    page by page, takes up to a third of a CPU's step. The price is up to a third more memory in use. Whoever has set one
-    of glibc's own variables, MALLOC_..., has decided for this process; other systems have other ways, and are left alone.
+    page by page, takes up to half of a CPU's step. Whoever has set one of glibc's own variables, MALLOC_..., has
+    decided for this process; other systems have other ways, and are left alone.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
