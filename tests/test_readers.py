@@ -57,7 +57,7 @@ def write(path, content):
 
 def packed(data, ending):
     if ending == ".gz":
-        return gzip.compress(data)
+        return gzip.compress(data, mtime=0)
     if ending == ".zst":
         return pytest.importorskip("zstandard").ZstdCompressor(write_checksum=True).compress(data)  # as zstd does
     return data
@@ -337,7 +337,7 @@ def test_a_wrong_column_is_answered_with_those_there_are(tmp_path, name, content
         ("a.csv", "text,n\nx,1\nx, with a comma,2\n", "a.csv:3: has 3 fields, and the header has 2"),
         ("a.parquet", "PAR1 but no more than that", "is no readable parquet file"),
         ("a.parquet", "", "is no readable parquet file"),
-        ("a.parquet.gz", gzip.compress(b"no parquet"), "is no readable parquet file"),
+        ("a.parquet.gz", gzip.compress(b"no parquet", mtime=0), "is no readable parquet file"),
     ],
 )
 def test_broken_records_are_named_by_file_and_line(tmp_path, name, content, words):
@@ -448,7 +448,7 @@ def test_a_compressed_file_that_is_cut_short_or_damaged_is_refused(tmp_path, end
 
 
 def test_zeros_behind_a_gzip_member_are_padding(tmp_path):
-    assert texts(write(tmp_path / "a.txt.gz", gzip.compress(b"text") + b"\0" * 600)) == ["text"]
+    assert texts(write(tmp_path / "a.txt.gz", gzip.compress(b"text", mtime=0) + b"\0" * 600)) == ["text"]
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
@@ -465,10 +465,10 @@ def test_a_bomb_is_refused_before_it_unfolds(tmp_path, ending):
 
 def test_much_text_that_is_compressed_well_is_no_bomb(tmp_path):
     data = b"".join(b"%d bottles\n" % (i % 1000) for i in range(100_000))
-    assert len(data) / len(gzip.compress(data)) < 200
-    assert texts(write(tmp_path / "a.txt.gz", gzip.compress(data))) == [data.decode()]
+    assert len(data) / len(gzip.compress(data, mtime=0)) < 200
+    assert texts(write(tmp_path / "a.txt.gz", gzip.compress(data, mtime=0))) == [data.decode()]
     few = b"a" * (1 << 20)  # compressed a thousandfold, but small
-    assert texts(write(tmp_path / "b.txt.gz", gzip.compress(few))) == [few.decode()]
+    assert texts(write(tmp_path / "b.txt.gz", gzip.compress(few, mtime=0))) == [few.decode()]
 
 
 def archives():
@@ -482,14 +482,14 @@ def archives():
     return {
         "a.zip": zipped,
         "a.tar": tar,
-        "a.TAR.GZ": gzip.compress(tar),
-        "a.tgz": gzip.compress(tar),
-        "a.txt.gz.gz": gzip.compress(gzip.compress(b"text")),
-        "a.zip.gz": gzip.compress(zipped),
+        "a.TAR.GZ": gzip.compress(tar, mtime=0),
+        "a.tgz": gzip.compress(tar, mtime=0),
+        "a.txt.gz.gz": gzip.compress(gzip.compress(b"text", mtime=0)),
+        "a.zip.gz": gzip.compress(zipped, mtime=0),
         "a.7z": b"7z\xbc\xaf\x27\x1c",
-        "a.txt": gzip.compress(b"text"),  # under another name: binary
+        "a.txt": gzip.compress(b"text", mtime=0),  # under another name: binary
         "b.txt": zipped,
-        "c.txt.gz": gzip.compress(gzip.compress(b"text")),
+        "c.txt.gz": gzip.compress(gzip.compress(b"text", mtime=0)),
     }
 
 
@@ -501,7 +501,7 @@ def test_archives_and_files_compressed_twice_are_refused(tmp_path, name):
 
 def test_a_text_about_archives_is_a_text(tmp_path):
     assert texts(write(tmp_path / "how-to.zip.txt", "unzip it")) == ["unzip it"]
-    assert texts(write(tmp_path / "how-to.tar.md.gz", gzip.compress(b"untar it"))) == ["untar it"]
+    assert texts(write(tmp_path / "how-to.tar.md.gz", gzip.compress(b"untar it", mtime=0))) == ["untar it"]
 
 
 # --- what is no text file ---
@@ -510,7 +510,7 @@ def test_a_text_about_archives_is_a_text(tmp_path):
 def test_empty_files_are_counted(tmp_path):
     notes = Notes()
     contents = {"a.txt": "", "b.txt": " \n\n", "c.txt": "\ufeff", "d.jsonl": "\n", "e.csv": "", "f.csv": "text\n"}
-    contents |= {"g.mbox": "", "h.eml": "", "i.txt.gz": gzip.compress(b""), "j.txt.gz": ""}
+    contents |= {"g.mbox": "", "h.eml": "", "i.txt.gz": gzip.compress(b"", mtime=0), "j.txt.gz": ""}
     for name, content in contents.items():
         assert texts(write(tmp_path / name, content), notes) == []
     assert dict(notes.counts) == {"files without text": len(contents)}
