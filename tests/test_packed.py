@@ -13,6 +13,7 @@ from classiclm.generate.packed import Eighths, Packed, pack, quantize
 from classiclm.generate.sample import generate
 from classiclm.models import gpt2
 from classiclm.nn.mask import Mask
+from classiclm.objectives import CausalLM, mean_loss
 from test_generate_command import run  # noqa: F401 (a fixture)
 
 ROUNDING = {"fp32": 2**-24, "bf16": 2**-8, "int8": 1 / 254}  # of one weight at most, as a share of its row's largest
@@ -115,6 +116,15 @@ def test_a_packed_model_writes(precision):
     one = generate(model, torch.tensor([[5, 6, 7]]), 40, seed=2)
     assert one.shape == (1, 43)
     assert torch.equal(one, generate(model, torch.tensor([[5, 6, 7]]), 40, seed=2))
+
+
+@packings
+def test_a_table_of_bigrams_which_is_nothing_but_an_embedding_is_measured_and_written_with(precision):
+    module = importlib.import_module("classiclm.models.ladder")
+    model = pack(module.build(module.Config(1, **SIZES)), precision)
+    tokens = torch.randint(1, 61, (2, 9))
+    assert mean_loss(model, CausalLM(), [{"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}]) > 0
+    assert generate(model, tokens[:1, :3], 4).shape == (1, 7)
 
 
 def test_an_unknown_precision_is_refused():

@@ -7,6 +7,7 @@ batches of b have exactly the gradient of one batch of k b, also where the count
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Literal, Protocol
 
 import torch
@@ -226,7 +227,7 @@ def measure_counted(
     """
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
+    device = next(chain(model.parameters(), model.buffers())).device
     sums: dict[str, tuple[float, float]] = {}  # name -> sum, count
     weights: dict[str, float] = {}
     try:

@@ -40,6 +40,7 @@ EXTRAS = {
     "cluster": ("datatrove",),
     "ray": ("ray",),
     "track": ("wandb", "tensorboard"),
+    "bench": ("accelerate", "ctranslate2"),
 }
 _FILES: dict[str, tuple[Download, ...]] = {
     "shakespeare": (SHAKESPEARE,),
