@@ -194,7 +194,7 @@ def compared(run):
 
 
 def resume_behind_each(whole, steps, tmp_path, capsys):
-    """Raises AssertionError unless all end as the whole run, without doing again what was done."""
+    """How many were resumed. Raises AssertionError unless all end as the whole run and none did again what was done."""
     for k in steps:
         run = tmp_path / f"stopped-{k}"
         capsys.readouterr()
@@ -203,6 +203,7 @@ def resume_behind_each(whole, steps, tmp_path, capsys):
         said = capsys.readouterr().err
         assert f"continuing {run} from step {k}\n" in said if k else "continuing" not in said
         shutil.rmtree(run)
+    return len(steps)
 
 
 @pytest.mark.parametrize("name", MATRIX)
@@ -219,7 +220,7 @@ def test_the_runs_of_the_matrix_cross_the_border_of_an_epoch_inside_a_batch(name
 @pytest.mark.parametrize("name", KINDS)
 def test_a_run_stopped_half_way_ends_as_if_it_never_was(name, whole_of, tmp_path, capsys):
     whole = whole_of(name)
-    resume_behind_each(whole, [whole.kind.steps // 2], tmp_path, capsys)
+    assert resume_behind_each(whole, [whole.kind.steps // 2], tmp_path, capsys) == 1
 
 
 @pytest.mark.slow
@@ -227,7 +228,7 @@ def test_a_run_stopped_half_way_ends_as_if_it_never_was(name, whole_of, tmp_path
 @pytest.mark.parametrize("name", KINDS)
 def test_a_run_stopped_behind_any_step_ends_as_if_it_never_was(name, whole_of, tmp_path, capsys):
     whole, began = whole_of(name), time.monotonic()
-    resume_behind_each(whole, range(whole.kind.steps), tmp_path, capsys)
+    assert resume_behind_each(whole, range(whole.kind.steps), tmp_path, capsys) == whole.kind.steps
     with capsys.disabled():
         print(f"\n{name}: resumed behind each of {whole.kind.steps} steps, {time.monotonic() - began:.1f} s")
 

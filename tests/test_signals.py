@@ -306,6 +306,8 @@ def test_prepare_takes_its_workers_with_it_when_it_is_stopped(tmp_path):
     child = start(_BLOCKS + "slow('classiclm.data.workers:make_piece', 60)", command, tmp_path / "mark")
     wait_for(tmp_path / "mark", child)
     Tally().strike(child, signal.SIGTERM, whole_group=False)
+    assert no_leftovers(tmp_path / "out")
+    assert not (tmp_path / "out" / "meta.json").exists()
 
 
 @pytest.mark.slow

@@ -38,8 +38,8 @@ def main(argv: Sequence[str], prog: str) -> int:
     if sum((flags.prompt is not None, flags.prompts is not None, flags.interactive)) > 1:
         raise Error("--prompt, --prompts, --interactive", "exclude one another", "give one of them")
     loaded = open_run(flags.run, flags.checkpoint, machine.look(flags.device).device)
-    pack(loaded.model, flags.precision)
     way = choose(loaded, flags, [name for name, value in given.items() if value is not None])
+    pack(loaded.model, flags.precision)
     if flags.interactive:
         _converse(loaded, way, flags)
     else:
