@@ -1,5 +1,6 @@
 """The arithmetic: medians, spreads, and ratios as medians over rounds, from a case of the JSON file."""
 
+import itertools
 from collections.abc import Sequence
 from statistics import median, quantiles
 from typing import Any
@@ -62,11 +63,13 @@ def judge(case: dict[str, Any], bar: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def slower(case: dict[str, Any]) -> list[tuple[str, Row, Row, float]]:
-    """The measures in which the fastest of ours is behind the fastest peer: measure, ours, peer, times as fast."""
+    """The measures in which the fastest of ours is behind the fastest peer with the same limit, as of one precision:
+    measure, ours, peer, times as fast."""
     found = []
-    for measure in (m["name"] for m in case["measures"]):
-        mine = fastest(case["contenders"], measure, "ours")
-        peer = fastest(case["contenders"], measure, "peer")
+    limits = dict.fromkeys(row["limit"] for row in case["contenders"])
+    for measure, limit in itertools.product((m["name"] for m in case["measures"]), limits):
+        alike = [row for row in case["contenders"] if row["limit"] == limit]
+        mine, peer = (fastest(alike, measure, role) for role in ("ours", "peer"))
         ratio = times_as_fast(mine, peer, measure) if mine and peer else None
         if mine and peer and ratio is not None and ratio < 1:
             found.append((measure, mine, peer, ratio))

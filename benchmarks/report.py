@@ -80,7 +80,7 @@ def _bar(case: dict[str, Any], bar: dict[str, Any]) -> list[str]:
 def _slower(cases: Sequence[dict[str, Any]]) -> list[str]:
     found = [(case, *behind) for case in cases if case["axis"] is None for behind in slower(case)]
     if not found:
-        return ["- nothing that was measured here: in each case the fastest of ours is ahead of the fastest peer"]
+        return ["- nothing that was measured here: at each precision the fastest of ours is ahead of the fastest peer"]
     return [
         f"- {case['name']}, {measure}: {mine['name']} at {ratio:.2f} times the speed of {peer['name']}"
         for case, measure, mine, peer, ratio in found

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -316,8 +317,32 @@ def submit_and_kill(pool, folder):
 
     for i in range(4):
         pool.submit(folder / str(i), Block([], i, None, 0, False, {}), [], None)
-        for process in pool._executor._processes.values():
+        for process in list(pool._executor._processes.values()):
             process.kill()
+
+
+@pytest.mark.parametrize("late", ["before", "after"])
+def test_a_worker_that_dies_while_another_is_started_is_the_same_error(tmp_path, late, monkeypatch):
+    """The executor has closed the pipes that the new one is given, or has told all but the new one to end."""
+    from classiclm.data import workers
+
+    (tmp_path / "tokenizer.json").write_text(load_or_learn().to_json())
+    pool = workers.Pool(2, load_or_learn(), tmp_path / "tokenizer.json")
+    executor, kind = pool._executor, pool._executor._mp_context.Process
+    start = kind.start
+
+    def start_late(process):
+        for step in [until_broken, start] if late == "before" else [start, until_broken]:
+            step(process)
+
+    def until_broken(_):
+        while executor._processes and not (executor._broken and executor._call_queue._reader.closed):
+            time.sleep(0.01)
+
+    monkeypatch.setattr(kind, "start", start_late)
+    with pytest.raises(Error, match="was killed"), pool:
+        submit_and_kill(pool, tmp_path)
+    assert not any(isinstance(child, kind) for child in multiprocessing.active_children())
 
 
 def load_or_learn():

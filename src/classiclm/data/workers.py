@@ -41,15 +41,18 @@ class Pool:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._executor is None:
             return
+        whole = False
         try:
             if kind is None:
                 self._collect(0)
+                whole = True
         finally:
-            self._end(self._executor)
+            self._end(self._executor, kill=not whole)
 
-    def _end(self, executor: ProcessPoolExecutor) -> None:
-        """Workers at a piece that nobody waits for are killed: a piece bears its name only when it is whole."""
-        for process in executor._processes.values() if self._futures else ():  # Python 3.14 has kill_workers()
+    def _end(self, executor: ProcessPoolExecutor, kill: bool) -> None:
+        """Workers at a piece that nobody waits for are killed: a piece bears its name only when it is whole. So is
+        one that was being started when the pool broke, for which the executor would wait for ever."""
+        for process in list(executor._processes.values()) if kill else ():  # Python 3.14 has kill_workers()
             process.kill()
         executor.shutdown(cancel_futures=True)
 
@@ -58,7 +61,7 @@ class Pool:
         if self._executor is None:
             write_piece(path, make_piece(block, steps, near, self._tokenizer))
             return
-        with _worker_died(), _signals_held():  # a worker that starts now never hears of them
+        with _worker_died(self._executor), _signals_held():  # a worker that starts now never hears of them
             self._futures.add(self._executor.submit(_work, path, block, steps, near))
         self._collect(self._waiting - 1)
 
@@ -73,11 +76,16 @@ class Pool:
 class _worker_died:
     """Turns the end of a worker into an Error (exit 4)."""
 
+    def __init__(self, starting: ProcessPoolExecutor | None = None):
+        """starting: that may be starting a worker, whose pipes are closed under its hands if another one dies now."""
+        self._starting = starting
+
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, _: object) -> None:
-        if isinstance(e, BrokenProcessPool):
+        closed = isinstance(e, OSError) and self._starting is not None and self._starting._broken
+        if isinstance(e, BrokenProcessPool) or closed:
             fix = "run the same command again, which goes on from there; if memory is short, with fewer --workers"
             raise Error("a worker process", "was killed", fix, RESOURCE) from e
 
