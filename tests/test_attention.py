@@ -182,3 +182,50 @@ def test_weights_are_dropped_and_the_mean_is_kept():
     out = attend_written(q, k, v, None, Dropout(0.5).train())
     assert out.std() > 0.02
     assert abs(out.mean() - 1) < 0.02
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("d_value", [None, 3])
+def test_training_projects_at_once_what_three_products_give(bias, d_value):
+    torch.manual_seed(0)
+    attn = MultiHeadAttention(8, 2, bias=bias, d_value=d_value).double()
+    x = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    results = []
+    for training in (True, False):
+        attn.train(training).zero_grad()
+        heads = attn.project(x, x)
+        sum((part * part.cos()).sum() for part in heads).backward()
+        results.append(
+            [*heads, x.grad, *(parameter.grad for parameter in attn.parameters() if parameter.grad is not None)]
+        )
+        x.grad = None
+    assert len(results[0]) == 4 + 3 * (1 + bias)
+    for at_once, apart in zip(*results, strict=True):
+        torch.testing.assert_close(at_once, apart)
+
+
+def test_what_stands_in_for_a_projection_is_called_in_training():
+    class Adapter(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    attn = MultiHeadAttention(8, 2)
+    plain = attn.project(x := torch.randn(1, 3, 8), x)
+    adapter = Adapter(8, 8)
+    adapter.load_state_dict(attn.v.state_dict())
+    attn.v = adapter
+    torch.testing.assert_close(attn.project(x, x)[2], plain[2] + 1)
+
+
+def test_under_autocast_the_joined_product_copies_its_input_once():
+    """Three products would keep three copies in bf16 until the backward pass."""
+    attn, kept = MultiHeadAttention(8, 2, bias=False), []
+    x = torch.randn(1, 4, 8, requires_grad=True)
+
+    def note(tensor):
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        attn.project(x, x)
+    assert kept.count(torch.Size([4, 8])) + kept.count(torch.Size([1, 4, 8])) == 1
