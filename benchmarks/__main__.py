@@ -3,10 +3,12 @@
     python -m benchmarks [NAMES...] [--quick] [--repeats N] [--threads N] [--nanogpt DIR]
                          [--python litgpt=DIR/bin/python] [--out DIR] [--profile] [--list] [--report FILE.json ...]
 
-A name chooses the cases that begin so: `train`, `decode-gpt2`, `prepare` (how fast text becomes shards) ...
+A name chooses the cases that begin so: `train`, `decode-gpt2` ... Two words are programs of their own: `prepare` (how
+fast text becomes shards) and `losses` (do the fast forms learn what the readable ones do?).
 """
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -25,13 +27,11 @@ FILE = "benchmarks.json"
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, list or report; 1 if nothing of ours took part in one of the cases."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["prepare"]:
-        from benchmarks import prepare
-
-        prepare.main(arguments[1:])
+    sys.path.insert(0, str(harness.ROOT / "src"))
+    if arguments[:1] in (["prepare"], ["losses"]):
+        importlib.import_module(f"benchmarks.{arguments[0]}").main(arguments[1:])
         return 0
     flags = parse(arguments)
-    sys.path.insert(0, str(harness.ROOT / "src"))
     if flags.report:
         print(report.write(merged(flags.report), flags.docs))
         return 0
@@ -107,7 +107,10 @@ def merged(files: Sequence[Path]) -> dict[str, Any]:
     if len(machines) > 1:
         raise SystemExit(f"these files are of {len(machines)} machines, whose numbers do not belong on one page")
     order = {case.name: place for place, case in enumerate(CASES)}
-    return {**parts[-1], "cases": sorted(cases.values(), key=lambda case: order.get(case["name"], len(order)))}
+    ordered = sorted(cases.values(), key=lambda case: order.get(case["name"], len(order)))
+    losses = {result["preset"]: result for part in parts for result in part.get("losses", [])}
+    repeats = min((part["repeats"] for part in parts if part["cases"]), default=0)
+    return {**parts[-1], "repeats": repeats, "cases": ordered, "losses": list(losses.values())}
 
 
 if __name__ == "__main__":

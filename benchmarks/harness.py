@@ -237,6 +237,7 @@ def row(case: Case, c: Contender) -> dict[str, Any]:
         "work": dataclasses.asdict(work),
         "why": c.why,
         "peak": max((turn["peak"] for turn in c.turns), default=None),
+        "loss": [turn["loss"] for turn in c.turns if "loss" in turn],
         "idle": round(c.idle[0] / c.idle[1], 4) if c.idle[1] else None,
         "amount": {m.name: m.amount(work, ready["n_params"]) for m in case.measures},
         "seconds": {m.name: [turn["seconds"].get(m.name) for turn in c.turns] for m in case.measures},

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from benchmarks import plots
+from benchmarks.losses import WINDOW, distances, windows
 from benchmarks.measures import Row, fastest, judge, quartiles, rate, slower, taken, times_as_fast
 from benchmarks.profiling import GROUPS
 
@@ -15,10 +16,17 @@ HEAD = """# How fast
 
 Ours beside its peers and beside what this machine can do, measured by `benchmarks/` and written by it: nobody edits
 this page. All contenders of a table are processes that live at the same time, prepared and warm; one of them runs at a
-time, a unit each in turn, {repeats} rounds. Numbers are medians with quartiles; a ratio is the median of the rounds'
-own ratios, so that what disturbs a round disturbs both sides of it. **An absolute number is worth nothing without its
-ratio**: it is this machine's, on that day. Peak memory is the process's highest resident memory less what it had when
-its libraries were loaded; of commands, the whole of it.
+time, a unit each in turn, {repeats} rounds or more. Numbers are medians with quartiles; a ratio is the median of the
+rounds' own ratios, so that what disturbs a round disturbs both sides of it. **An absolute number is worth nothing
+without its ratio**: it is this machine's, on that day. Peak memory is the process's highest resident memory less what
+it had when its libraries were loaded; of commands, the whole of it.
+"""
+
+LOSSES = f"""The first steps of whole recipes, both ways, from the same weights and on the same batches. Readable is
+fp32, the whole batch at once, attention and layer norms as their equations are written, one product each for queries,
+keys and values, torch's own dropout; fast is what `auto` chooses here. Losses are averaged over {WINDOW} steps; a
+distance is between the two forms' means over the seeds, a spread is the readable form's standard deviation over the
+seeds, and both are root mean squares over the windows.
 """
 
 AGAIN = """## Again
@@ -27,6 +35,7 @@ AGAIN = """## Again
 make bench                                        # all of it, into runs/bench
 python -m benchmarks --list                       # the cases and who takes part
 python -m benchmarks train-shakespeare --repeats 9 --nanogpt ../nanoGPT
+python -m benchmarks losses                       # do fast forms learn what readable ones do?
 python -m benchmarks --quick                      # does everything run? toy sizes, numbers that mean nothing
 python -m benchmarks --report runs/bench/benchmarks.json    # this page, from the file
 ```
@@ -40,6 +49,8 @@ def page(data: dict[str, Any], images: str = "img") -> str:
     """The whole page."""
     parts = [HEAD.format(repeats=data["repeats"]), machine(data), summary(data["cases"])]
     parts += [section(case, images) for case in data["cases"]]
+    if data.get("losses"):
+        parts += ["## Fast forms learn what readable ones do\n", LOSSES, losses(data["losses"]) + "\n"]
     return "\n".join([*parts, AGAIN])
 
 
@@ -72,9 +83,9 @@ def summary(cases: Sequence[dict[str, Any]]) -> str:
 
 def _bar(case: dict[str, Any], bar: dict[str, Any]) -> list[str]:
     goal = f" (goal {bar['goal']:g})" if bar["goal"] else ""
-    of = "memory" if bar["of"] == "memory" else "speed"
-    wanted = f"{'at most' if of == 'memory' else 'at least'} {bar['floor']:g}{goal}"
-    return [case["name"], bar["mine"], bar["other"], f"{of} {bar['ratio']:.2f}", wanted, "" if bar["met"] else "missed"]
+    wanted = f"{'at least' if bar['of'] == 'speed' else 'at most'} {bar['floor']:g}{goal}"
+    met = "" if bar["met"] else "missed"
+    return [case["name"], bar["mine"], bar["other"], f"{bar['of']} {bar['ratio']:.2f}", wanted, met]
 
 
 def _slower(cases: Sequence[dict[str, Any]]) -> list[str]:
@@ -109,6 +120,7 @@ def _measured(case: dict[str, Any], rows: Sequence[Row], measure: dict[str, Any]
     head = [name, unit, "quartiles", "times the best peer", "of the limit"]
     head += ["peak MB"] if measure == case["measures"][0] else []
     head += ["same tokens"] if name == "decode" else []
+    head += ["loss"] if any(row.get("loss") for row in rows) else []
     cells = [_cells(row, rows, name, peer, head) for row in shown]
     return _table([*head, "what"], cells)
 
@@ -121,6 +133,7 @@ def _cells(row: Row, rows: Sequence[Row], measure: str, peer: Row | None, head: 
     cells.append("" if limit is None or is_limit else _percent(times_as_fast(row, limit, measure)))
     cells += [f"{row['peak'] / 1e6:,.0f}"] if "peak MB" in head else []
     cells += [_percent(row.get("same"))] if "same tokens" in head else []
+    cells += [", ".join(f"{loss:.3f}" for loss in row["loss"])] if "loss" in head else []
     return [*cells, row["note"]]
 
 
@@ -133,6 +146,20 @@ def _growth(case: dict[str, Any], rows: Sequence[Row]) -> str:
         numbers = [_number(speed), _spread(row, name), f"{speed / first:.2f}", f"{row['peak'] / 1e6:,.0f}"]
         cells.append([row["name"], f"{row['n_params']:,}", *numbers, row["note"]])
     return _table([case["axis"], "parameters", unit, "quartiles", "times the first", "peak MB", "what"], cells)
+
+
+def losses(results: Sequence[dict[str, Any]]) -> str:
+    """The table of `benchmarks.losses`."""
+    head = ["recipe", "steps", "seeds", "last loss, readable", "last loss, fast", "distance", "spread", "ratio"]
+    return _table([*head, "largest distance"], [_forms(result) for result in results])
+
+
+def _forms(result: dict[str, Any]) -> list[str]:
+    apart, spread = zip(*distances(result), strict=True)
+    distance, deviation = (fmean(x * x for x in values) ** 0.5 for values in (apart, spread))
+    last = [f"{fmean(windows(row)[-1] for row in result[form]):.4f}" for form in ("readable", "fast")]
+    numbers = [f"{distance:.4f}", f"{deviation:.4f}", f"{distance / deviation:.2f}", f"{max(apart):.4f}"]
+    return [f"`{result['preset']}`", str(result["steps"]), str(len(result["fast"])), *last, *numbers]
 
 
 def _profiles(rows: Sequence[Row]) -> list[str]:

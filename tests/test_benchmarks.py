@@ -1,5 +1,6 @@
 """benchmarks/: the arithmetic of its page, that the sides of a comparison do the same work, and that all of it runs."""
 
+import contextlib
 import io
 import json
 import math
@@ -16,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import __main__ as command  # noqa: E402
 from benchmarks import fixtures, harness, measures, profiling, report, turns, worker  # noqa: E402
+from benchmarks import losses as curves  # noqa: E402
 from benchmarks.cases import CASES, Case, Entry, Measure  # noqa: E402
 from benchmarks.contenders import limits, nanogpt, ours, torch_, transformers_  # noqa: E402
 from benchmarks.work import IGNORE, Work, batches  # noqa: E402
@@ -160,8 +162,10 @@ def test_a_curve_has_a_picture_that_is_well_formed(tmp_path):
 
 def test_two_files_make_one_page_and_two_machines_do_not(tmp_path):
     def file(name, cpu, cases):
-        path = tmp_path / name
-        path.write_text(json.dumps({"machine": {"cpu": cpu}, "cases": [{"name": c, "from": name} for c in cases]}))
+        path, head = tmp_path / name, {"repeats": 3}
+        path.write_text(
+            json.dumps({**head, "machine": {"cpu": cpu}, "cases": [{"name": c, "from": name} for c in cases]})
+        )
         return path
 
     old = file("old", "A", ["train-gpt2-124m", "train-shakespeare"])
@@ -300,7 +304,7 @@ def shared(tmp_path_factory):
 
 
 def is_slow(entry):
-    return (entry.target == "ranks:train" and entry.options["ranks"] > 1) or entry.target == "commands:command"
+    return (entry.target == "ranks:train" and entry.options["ranks"] > 1) or entry.target.startswith("commands:")
 
 
 OURS = [
@@ -464,6 +468,51 @@ def test_a_contender_that_takes_too_long_is_out(tmp_path):
 def test_without_a_checkout_nanogpt_is_missing():
     with pytest.raises(turns.Missing, match="--nanogpt DIR"):
         nanogpt.make(WORKS["causal"], None)
+
+
+# Losses of fast and readable forms
+
+
+def test_a_distance_is_between_means_over_seeds_and_a_spread_is_over_seeds():
+    n = curves.WINDOW
+    plain = [[1.0] * n + [2.0] * n + [9.0], [3.0] * n + [2.0] * n + [9.0]]
+    result = {"preset": "p", "steps": 2 * n + 1, "readable": plain, "fast": [[2.5] * n + [1.0] * n + [9.0]] * 2}
+    assert curves.distances(result) == [(0.5, 2**0.5), (1.0, 0.0)]
+
+
+def test_the_readable_form_computes_what_the_fast_one_does_from_other_operations():
+    from classiclm.nn.blocks import PreLNBlock
+
+    torch.manual_seed(0)
+    block, x = PreLNBlock(16, 2).double(), torch.randn(2, 5, 16, dtype=torch.float64)
+    made, calls = {}, {}
+    for name, form in (("fast", contextlib.nullcontext()), ("readable", curves.readable())):
+        with form, torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            made[name] = block(x)
+        calls[name] = {event.key for event in profile.key_averages()}
+    torch.testing.assert_close(made["fast"], made["readable"])
+    assert {"aten::native_layer_norm", "aten::cat"} <= calls["fast"] - calls["readable"]
+
+
+def test_losses_of_both_forms_are_close_and_not_the_same(capsys, tmp_path):
+    curves.main(["gpt2-shakespeare-cpu", "--seeds", "2", "--steps", "20", "--out", str(tmp_path)])
+    data = json.loads((tmp_path / "losses.json").read_text())
+    (result,) = data["losses"]
+    assert len(result["readable"]) == len(result["fast"]) == 2
+    assert result["readable"] != result["fast"]
+    assert result["readable"][0] != result["readable"][1]
+    for plain, fast in zip(result["readable"], result["fast"], strict=True):
+        assert plain == pytest.approx(fast, abs=0.02)
+    assert "gpt2-shakespeare-cpu" in capsys.readouterr().out
+    assert "Fast forms learn what readable ones do" in report.page(data)
+
+
+def test_a_loss_is_a_bar_and_a_column():
+    mine, peer = row("ours", "ours", [1.0], loss=[1.6, 1.5, 1.7]), row("peer", "peer", [2.0], loss=[1.9])
+    made = page(case(mine, peer, bars=[bar("ours", "peer", 1.75, "loss"), bar("ours", "peer", 1.55, "loss")]))
+    assert "loss 1.60 | at most 1.75 |  |" in made
+    assert "loss 1.60 | at most 1.55 | missed |" in made
+    assert "| 1.600, 1.500, 1.700 |" in made
 
 
 # The command

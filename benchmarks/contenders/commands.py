@@ -1,6 +1,8 @@
 """Commands from their start to their end, as somebody who types them waits for them."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -8,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import fixtures
-from benchmarks.turns import Turns
+from benchmarks.turns import Missing, Turns
 from benchmarks.work import Work
 
 THEIRS = """
@@ -24,28 +26,57 @@ print(tokenizer.decode(model.generate(**tokens, max_new_tokens=1, do_sample=Fals
 def command(work: Work, options: dict[str, Any], turns: Turns) -> None:
     """A process of this interpreter; RUN and EXPORT in its words are a run of ours and its export."""
     words = [str(_place(word, work, turns.folder)) for word in options["words"]]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-
-    peaks: list[int] = []
-
-    def unit() -> dict[str, float]:
-        began = time.perf_counter()
-        with Path("stderr").open("w+") as said:
-            child = subprocess.Popen(
-                [sys.executable, *words], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said
-            )
-            _, status, usage = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - began
-        if status:
-            raise RuntimeError((Path("stderr").read_text().strip().splitlines() or ["failed"])[-1])
-        peaks.append(usage.ru_maxrss << 10)
-        return {"command": seconds}
-
     for _ in range(turns.warm_up):
-        unit()
+        run(words)
     turns.ready(note=options.get("note", ""))
     while turns.wait():
-        turns.done(unit(), peak=max(peaks))
+        seconds, peak = run(words)
+        turns.done({"command": seconds}, peak=peak)
+
+
+def recipe(work: Work, options: dict[str, Any], turns: Turns) -> None:
+    """A whole recipe of ours on Shakespeare, in each round from another seed, and the loss that it ends with."""
+    words = ["-m", "classiclm", "train", options["preset"], "--data", "shakespeare", "--device", "cpu", "--out", "run"]
+    words += ["--steps", str(options["steps"])] if options["steps"] else []
+    _need_shakespeare()
+    turns.ready(note=options["note"])
+    seed = 0
+    while turns.wait():
+        seed += 1
+        shutil.rmtree("run", ignore_errors=True)
+        seconds, peak = run([*words, "--seed", str(seed)])
+        last = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
+        turns.done({"recipe": seconds}, peak=peak, loss=last["val_loss"])
+
+
+def _need_shakespeare() -> None:
+    """Raises Missing where the text is neither at hand nor to be had."""
+    from classiclm.data.corpora import Data, read_documents
+    from classiclm.errors import Error
+
+    try:
+        read_documents(Data("shakespeare"))
+    except Error as e:
+        raise Missing(str(e)) from e
+
+
+def run(words: list[str], folder: Path | None = None) -> tuple[float, int]:
+    """Seconds and peak memory (bytes) of a process of this interpreter. Raises RuntimeError with its last line."""
+    began = time.perf_counter()
+    with Path("stderr").open("w+") as said:
+        child = subprocess.Popen(
+            [sys.executable, *words],
+            cwd=folder,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+        )
+        _, status, usage = os.wait4(child.pid, 0)
+    seconds = time.perf_counter() - began
+    if status:
+        raise RuntimeError((Path("stderr").read_text().strip().splitlines() or ["failed"])[-1])
+    return seconds, usage.ru_maxrss << 10
 
 
 def _place(word: str, work: Work, folder: Path) -> str | Path:

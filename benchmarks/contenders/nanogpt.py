@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contenders.commands import run
 from benchmarks.turns import Missing, Turns
 from benchmarks.work import Work, batches
 
@@ -35,15 +36,52 @@ def train(work: Work, options: dict[str, Any], turns: Turns) -> None:
     turns.serve(unit, n_params, "bf16 autocast" if fast else "fp32, its default on a CPU")
 
 
+def recipe(work: Work, options: dict[str, Any], turns: Turns) -> None:
+    """Its recipe for a CPU, as its README has it, always from the same seed; its best checkpoint is measured on the
+    whole validation split."""
+    folder = _checkout(options.get("folder"))
+    data = folder / "data" / "shakespeare_char"
+    if not (data / "val.bin").is_file():
+        raise Missing(f"no val.bin in {data}: run its prepare.py")
+    steps, out = options["steps"], Path("out").resolve()
+    words = ["train.py", "config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--eval_iters=20"]
+    words += ["--log_interval=1", "--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128"]
+    words += [f"--max_iters={steps}", f"--lr_decay_iters={steps}", "--dropout=0.0", f"--out_dir={out}"]
+    words += [f"--eval_interval={min(250, steps)}"]
+    turns.ready(note=options["note"])
+    while turns.wait():
+        seconds, peak = run(words, folder)
+        turns.done({"recipe": seconds}, peak=peak, loss=validation_loss(folder, out / "ckpt.pt", data / "val.bin"))
+
+
+def validation_loss(folder: Path, checkpoint: Path, tokens: Path) -> float:
+    """The mean loss of a checkpoint of its over all windows of a split, one behind the other."""
+    import numpy as np
+    import torch
+
+    code, saved = load(folder), torch.load(checkpoint, weights_only=True)
+    model = code.GPT(code.GPTConfig(**saved["model_args"])).eval()
+    model.load_state_dict(saved["model"])
+    ids, n_ctx = torch.from_numpy(np.fromfile(tokens, np.uint16).astype(np.int64)), saved["model_args"]["block_size"]
+    n = (len(ids) - 1) // n_ctx * n_ctx
+    inputs, targets = ids[:n].view(-1, n_ctx), ids[1 : n + 1].view(-1, n_ctx)
+    with torch.no_grad():
+        return float(np.mean([model(x[None], y[None])[1].item() for x, y in zip(inputs, targets, strict=True)]))
+
+
 def make(work: Work, folder: str | None) -> tuple[Any, Any]:
     """Its model and its optimizer. Raises Missing without a checkout."""
-    if folder is None:
-        raise Missing("give a checkout with --nanogpt DIR")
-    code = load(Path(folder))
+    code = load(_checkout(folder))
     sizes = {"block_size": work.n_ctx, "vocab_size": work.vocab_size, "n_layer": work.n_layers}
     sizes |= {"n_head": work.n_heads, "n_embd": work.d_model, "dropout": work.dropout, "bias": work.bias}
     model = code.GPT(code.GPTConfig(**sizes))
     return model, model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+
+
+def _checkout(folder: str | None) -> Path:
+    if folder is None:
+        raise Missing("give a checkout with --nanogpt DIR")
+    return Path(folder)
 
 
 def load(folder: Path) -> Any:

@@ -65,7 +65,9 @@ class Stepper:
         Raises Error (exit 4) with the settings that would fit if the device has too little memory.
         """
         ranks = (self.world.rank,) if self.world.size > 1 else ()
-        torch.manual_seed(derive("dropout", self.config.seed, step, *ranks))
+        seed = derive("dropout", self.config.seed, step, *ranks)
+        # torch.manual_seed asks after every kind of device, which takes as long as several layers of a small model.
+        (torch.default_generator if self.plan.device == "cpu" else torch).manual_seed(seed)
         try:
             loss = self._gradients(batch, parts)
         except torch.OutOfMemoryError as e:
