@@ -1,6 +1,6 @@
 """Do the fast forms learn what the readable ones do? The first steps of whole recipes, both ways, from several seeds.
 
-    python -m benchmarks losses [PRESETS...] [--seeds N] [--steps N] [--out DIR]
+    python -m benchmarks losses [PRESETS...] [--seeds N] [--steps N] [--data NAME] [--out DIR]
 
 Readable is: fp32, the whole batch at once, attention and layer norms as their equations are written, one product each
 for queries, keys and values, torch's own dropout. Fast is what `auto` chooses. Both see the same batches and begin with
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     data: dict[str, Any] = {"machine": machine.describe(threads), "repeats": 0, "quick": False, "cases": []}
     data["losses"] = []
     for preset in flags.presets:
-        data["losses"].append(compare(preset, range(1, flags.seeds + 1), flags.steps))
+        data["losses"].append(compare(preset, range(1, flags.seeds + 1), flags.steps, flags.data))
         (flags.out / FILE).write_text(json.dumps(data, indent=1))
     print(report.losses(data["losses"]))
 
@@ -43,6 +43,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("presets", nargs="*", default=PRESETS, help=f"default: {', '.join(PRESETS)}")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--data", help="a corpus or a text; default: each recipe's own")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="where losses.json goes")
     flags = parser.parse_args(argv)
     if flags.seeds < 2 or flags.steps < WINDOW:
@@ -50,25 +51,26 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return flags
 
 
-def compare(preset: str, seeds: Sequence[int], n_steps: int) -> dict[str, Any]:
+def compare(preset: str, seeds: Sequence[int], n_steps: int, corpus: str | None = None) -> dict[str, Any]:
     """The losses of both forms: a row per seed."""
     from classiclm.commands.runs import prepare
 
-    data = prepare(_config(preset, 0))
+    words = [preset, "--device", "cpu", *(["--data", corpus] if corpus else [])]
+    data = prepare(_config(words, 0))
     curves: dict[str, list[list[float]]] = {"readable": [], "fast": []}
     for seed in seeds:
         with readable():
-            curves["readable"].append(train(preset, seed, n_steps, data, plain=True))
-        curves["fast"].append(train(preset, seed, n_steps, data))
+            curves["readable"].append(train([*words, *_plainly(preset)], seed, n_steps, data))
+        curves["fast"].append(train(words, seed, n_steps, data))
     return {"preset": preset, "steps": n_steps, **curves}
 
 
-def train(preset: str, seed: int, n_steps: int, data: Any, plain: bool = False) -> list[float]:
-    """The losses of the first steps of a recipe, as `classiclm train` takes them; nothing is written."""
+def train(words: Sequence[str], seed: int, n_steps: int, data: Any) -> list[float]:
+    """The losses of the first steps, as `classiclm train` takes them with these words; nothing is written."""
     from classiclm.commands.runs import make_trainer
     from classiclm.train.distributed import World, share
 
-    trainer = make_trainer(Path("runs/benchmark"), _config(preset, seed, plain), "benchmark", data)
+    trainer = make_trainer(Path("runs/benchmark"), _config(words, seed), "benchmark", data)
     tokens, losses, window = 0, [], []  # type: ignore[var-annotated]
     for step in range(n_steps):
         batch = trainer.task.batches(step)
@@ -78,17 +80,19 @@ def train(preset: str, seed: int, n_steps: int, data: Any, plain: bool = False) 
     return losses
 
 
-def _config(preset: str, seed: int, plain: bool = False) -> Any:
-    from classiclm import registry
-    from classiclm.commands.runs import plain as without_flags
-    from classiclm.commands.runs import resolve
+def _config(words: Sequence[str], seed: int) -> Any:
+    from classiclm.commands.runs import plain, resolve
     from classiclm.commands.train import TrainFlags
 
-    words = [preset, "--seed", str(seed), "--device", "cpu"]
-    if plain:
-        words += ["--precision", "fp32", "--attention", "written", "--compile", "false"]
-        words += ["--micro_batch", str(registry.preset(preset).recipe.batch)]
-    return without_flags(resolve(TrainFlags, words, "benchmarks")[0])
+    return plain(resolve(TrainFlags, [*words, "--seed", str(seed)], "benchmarks")[0])
+
+
+def _plainly(preset: str) -> list[str]:
+    """The settings of the readable form."""
+    from classiclm import registry
+
+    whole = str(registry.preset(preset).recipe.batch)
+    return ["--precision", "fp32", "--attention", "written", "--compile", "false", "--micro_batch", whole]
 
 
 @contextmanager

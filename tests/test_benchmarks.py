@@ -495,7 +495,7 @@ def test_the_readable_form_computes_what_the_fast_one_does_from_other_operations
 
 
 def test_losses_of_both_forms_are_close_and_not_the_same(capsys, tmp_path):
-    curves.main(["gpt2-shakespeare-cpu", "--seeds", "2", "--steps", "20", "--out", str(tmp_path)])
+    curves.main(["gpt2-shakespeare-cpu", "--data", "plays", "--seeds", "2", "--steps", "20", "--out", str(tmp_path)])
     data = json.loads((tmp_path / "losses.json").read_text())
     (result,) = data["losses"]
     assert len(result["readable"]) == len(result["fast"]) == 2
