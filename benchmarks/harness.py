@@ -236,7 +236,7 @@ def row(case: Case, c: Contender) -> dict[str, Any]:
         "limit": c.entry.limit or (limits[0] if len(limits) == 1 else None),
         "work": dataclasses.asdict(work),
         "why": c.why,
-        "peak": max((turn["peak"] for turn in c.turns), default=None),
+        "peak": max((turn["peak"] for turn in c.turns if turn["peak"] is not None), default=None),
         "loss": [turn["loss"] for turn in c.turns if "loss" in turn],
         "idle": round(c.idle[0] / c.idle[1], 4) if c.idle[1] else None,
         "amount": {m.name: m.amount(work, ready["n_params"]) for m in case.measures},

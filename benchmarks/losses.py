@@ -2,8 +2,8 @@
 
     python -m benchmarks losses [PRESETS...] [--seeds N] [--steps N] [--data NAME] [--out DIR]
 
-Readable is: fp32, the whole batch at once, attention and layer norms as their equations are written, one product each
-for queries, keys and values, torch's own dropout. Fast is what `auto` chooses. Both see the same batches and begin with
+Readable is: fp32, the whole batch at once, attention and layer norms as their equations are written, torch's own
+dropout. Fast is what `auto` chooses. Both see the same batches and begin with
 the same weights; where there is dropout, they draw it differently.
 """
 
@@ -100,16 +100,11 @@ def readable() -> Iterator[None]:
     """The parts of nn/ in the form in which they are explained."""
     import torch.nn.functional as F
 
-    from classiclm.nn.attention import MultiHeadAttention
     from classiclm.nn.dropout import Dropout
     from classiclm.nn.norm import LayerNorm, layer_norm
 
-    def apart(self: Any, x: Any, parts: Any) -> Any:
-        return tuple(self._split(part(x)) for part in parts)
-
     with ExitStack() as patches:
         for owner, name, form in (
-            (MultiHeadAttention, "_project_at_once", apart),
             (Dropout, "forward", lambda self, x: F.dropout(x, self.p, self.training)),
             (LayerNorm, "forward", lambda self, x: layer_norm(x, self.weight, self.bias, self.eps)),
         ):

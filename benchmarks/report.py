@@ -23,10 +23,10 @@ it had when its libraries were loaded; of commands, the whole of it.
 """
 
 LOSSES = f"""The first steps of whole recipes, both ways, from the same weights and on the same batches. Readable is
-fp32, the whole batch at once, attention and layer norms as their equations are written, one product each for queries,
-keys and values, torch's own dropout; fast is what `auto` chooses here. Losses are averaged over {WINDOW} steps; a
-distance is between the two forms' means over the seeds, a spread is the readable form's standard deviation over the
-seeds, and both are root mean squares over the windows.
+fp32, the whole batch at once, attention and layer norms as their equations are written, torch's own dropout; fast is
+what `auto` chooses here. Losses are averaged over {WINDOW} steps; a distance is between the two forms' means over the
+seeds, a spread is the readable form's standard deviation over the seeds, and both are root mean squares over the
+windows.
 """
 
 AGAIN = """## Again
@@ -131,7 +131,7 @@ def _cells(row: Row, rows: Sequence[Row], measure: str, peer: Row | None, head: 
     cells = [_bold(row), _number(rate(row, measure, median(taken(row, measure)))), _spread(row, measure)]
     cells.append("" if peer is None or is_limit else _ratio(times_as_fast(row, peer, measure)))
     cells.append("" if limit is None or is_limit else _percent(times_as_fast(row, limit, measure)))
-    cells += [f"{row['peak'] / 1e6:,.0f}"] if "peak MB" in head else []
+    cells += ["" if row["peak"] is None else f"{row['peak'] / 1e6:,.0f}"] if "peak MB" in head else []
     cells += [_percent(row.get("same"))] if "same tokens" in head else []
     cells += [", ".join(f"{loss:.3f}" for loss in row["loss"])] if "loss" in head else []
     return [*cells, row["note"]]

@@ -19,7 +19,7 @@ from benchmarks import __main__ as command  # noqa: E402
 from benchmarks import fixtures, harness, measures, profiling, report, turns, worker  # noqa: E402
 from benchmarks import losses as curves  # noqa: E402
 from benchmarks.cases import CASES, Case, Entry, Measure  # noqa: E402
-from benchmarks.contenders import limits, nanogpt, ours, torch_, transformers_  # noqa: E402
+from benchmarks.contenders import commands, limits, nanogpt, ours, torch_, transformers_  # noqa: E402
 from benchmarks.work import IGNORE, Work, batches  # noqa: E402
 
 from classiclm.nn.attention import set_attention_path  # noqa: E402
@@ -320,7 +320,8 @@ def test_our_side_of_every_case_runs_at_toy_size(case, entry, shared, monkeypatc
     ready, done = take_one_turn(entry, case.work, shared, monkeypatch)
     assert ready["event"] == "ready"
     assert set(done["seconds"]) == {measure.name for measure in case.measures}
-    assert done["peak"] >= 0
+    unknown = entry.target.startswith("commands:") and done["peak"] is None  # smaller than who started it
+    assert unknown or done["peak"] >= 0
     if entry.target in ("ours:train", "ranks:train"):
         assert ready["n_params"] == fixtures.build(entry.work or case.work).count_parameters()
 
@@ -470,6 +471,13 @@ def test_without_a_checkout_nanogpt_is_missing():
         nanogpt.make(WORKS["causal"], None)
 
 
+def test_the_peak_of_a_command_is_its_own_or_unknown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = turns.resident()["VmHWM"]
+    assert commands.run(["-c", "pass"])[1] is None
+    assert commands.run(["-c", f"len(bytes({own}) + b'x' * {own})"])[1] > 2 * own
+
+
 # Losses of fast and readable forms
 
 
@@ -491,7 +499,7 @@ def test_the_readable_form_computes_what_the_fast_one_does_from_other_operations
             made[name] = block(x)
         calls[name] = {event.key for event in profile.key_averages()}
     torch.testing.assert_close(made["fast"], made["readable"])
-    assert {"aten::native_layer_norm", "aten::cat"} <= calls["fast"] - calls["readable"]
+    assert "aten::native_layer_norm" in calls["fast"] - calls["readable"]
 
 
 def test_losses_of_both_forms_are_close_and_not_the_same(capsys, tmp_path):
