@@ -87,7 +87,7 @@ class Reader:
     """
 
     def __init__(self, model: LanguageModel, use_cache: bool):
-        self.model = model
+        self.model, self.device = model, model.device
         self.cache = model.new_cache() if use_cache and model.n_attention else None
         self.starts: list[int] = []
         self.pads: list[int] = []
@@ -106,7 +106,7 @@ class Reader:
         columns = [
             [0] * pad + list(text[start:]) for text, start, pad in zip(texts, self.starts, self.pads, strict=True)
         ]
-        tokens = torch.tensor([row[-new:] for row in columns], device=self.model.device)  # (B, T)
+        tokens = torch.tensor([row[-new:] for row in columns], device=self.device)  # (B, T)
         return self._read(tokens, width)[:, -1]
 
     def _read(self, tokens: Tensor, width: int) -> Tensor:

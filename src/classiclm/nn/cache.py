@@ -26,8 +26,8 @@ class LayerCache:
         end = self.length + k.shape[2]
         if end > self.n_ctx:
             raise ValueError(f"the cache holds {self.n_ctx} positions, {end} were asked of it")
-        self.keys[:, :, self.length : end] = k
-        self.values[:, :, self.length : end] = v
+        self.keys.narrow(2, self.length, k.shape[2]).copy_(k)
+        self.values.narrow(2, self.length, k.shape[2]).copy_(v)
         self.length = end
         return self.read()
 
@@ -35,7 +35,7 @@ class LayerCache:
         """All keys and values so far, (B, H, S, K). Raises ValueError if there are none."""
         if self.keys is None or self.values is None:
             raise ValueError("the cache is empty")
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        return self.keys.narrow(2, 0, self.length), self.values.narrow(2, 0, self.length)
 
     def select(self, rows: Tensor) -> None:
         """Go on with other sequences: row i becomes what row rows[i] was. rows (B',)."""
