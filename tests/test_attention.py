@@ -182,3 +182,67 @@ def test_weights_are_dropped_and_the_mean_is_kept():
     out = attend_written(q, k, v, None, Dropout(0.5).train())
     assert out.std() > 0.02
     assert abs(out.mean() - 1) < 0.02
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("d_value", [None, 3])
+def test_training_projects_at_once_what_three_products_give(bias, d_value, monkeypatch):
+    monkeypatch.setattr("classiclm.nn.attention.will_copy", lambda linear: True)
+    torch.manual_seed(0)
+    attn = MultiHeadAttention(8, 2, bias=bias, d_value=d_value).double()
+    x = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    results = []
+    for training in (True, False):
+        attn.train(training).zero_grad()
+        heads = attn.project(x, x)
+        sum((part * part.cos()).sum() for part in heads).backward()
+        results.append(
+            [*heads, x.grad, *(parameter.grad for parameter in attn.parameters() if parameter.grad is not None)]
+        )
+        x.grad = None
+    assert len(results[0]) == 4 + 3 * (1 + bias)
+    for at_once, apart in zip(*results, strict=True):
+        torch.testing.assert_close(at_once, apart)
+
+
+def test_what_stands_in_for_a_projection_is_called_in_training():
+    class Adapter(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    attn, x = MultiHeadAttention(8, 2), torch.randn(1, 3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = attn.project(x, x)
+        adapter = Adapter(8, 8)
+        adapter.load_state_dict(attn.v.state_dict())
+        attn.v = adapter
+        torch.testing.assert_close(attn.project(x, x)[2], plain[2] + 1)
+
+
+def kept_by_projecting(attn, x):
+    """Elements, by type, of what is kept for the backward pass; the parameters themselves are there anyway."""
+    kept = {}
+
+    def note(tensor):
+        if all(tensor.data_ptr() != parameter.data_ptr() for parameter in [*attn.parameters(), x]):
+            kept[tensor.dtype] = kept.get(tensor.dtype, 0) + tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        attn.project(x, x)
+    return kept
+
+
+def test_projecting_at_once_keeps_one_copy_of_the_input_and_no_more_of_the_matrices():
+    attn, x = MultiHeadAttention(8, 2, bias=False), torch.randn(1, 5, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert kept_by_projecting(attn, x) == {torch.bfloat16: 3 * 64 + 40}
+        assert kept_by_projecting(attn.eval(), x) == {torch.bfloat16: 3 * 64 + 3 * 40}
+
+
+def test_matrices_that_autocast_does_not_copy_are_not_joined():
+    """As under FSDP, which lends them in bf16 and takes them back before the backward pass."""
+    attn, x = MultiHeadAttention(8, 2, bias=False).bfloat16(), torch.randn(1, 5, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert kept_by_projecting(attn, x) == {torch.bfloat16: 3 * 40}
+    assert kept_by_projecting(attn.float(), x) == {}

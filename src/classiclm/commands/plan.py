@@ -98,7 +98,9 @@ def make_run(flags: Any) -> Run:
     path = config.attention
     if path == "auto":
         path = choose_path(torch.device("cpu" if device.cpu else "cuda"), config.model.n_ctx, config.model.dropout > 0)
-    way = memory.Way(4 if precision == "fp32" else 2, path == "fused", device.cpu, config.recompute)
+    way = memory.Way(
+        4 if precision == "fp32" else 2, path == "fused", device.cpu, config.strategy != "fsdp", config.recompute
+    )
     micro = config.micro_batch
     if micro == "auto":
         micro = KINDS[preset.recipe.task].micro_batch(config, network.n_params, precision, device.machine)

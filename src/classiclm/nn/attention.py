@@ -134,10 +134,30 @@ class MultiHeadAttention(nn.Module):
 
     def project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of x (B, T, D), keys and values of the source (B, S, D): (B, H, T, K) and twice (B, H, S, K)."""
+        parts = (self.q, self.k, self.v)
+        # Whatever stands in for one of them (low-rank adapters, say) is called as it is.
+        if self.training and source is x and all(type(part) is nn.Linear for part in parts) and will_copy(self.q):
+            return self._project_at_once(x, parts)
         return self._split(self.q(x)), self._split(self.k(source)), self._split(self.v(source))
+
+    def _project_at_once(self, x: Tensor, parts: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """One product in place of three: x is cast once, and its gradient is added up inside."""
+        weight = torch.cat([part.weight for part in parts])  # three of (H K, D) -> (3 H K, D)
+        bias = torch.cat([part.bias for part in parts]) if self.q.bias is not None else None
+        heads = F.linear(x, weight, bias)  # (B, T, 3 H K)
+        q, k, v = heads.split([part.out_features for part in parts], dim=-1)
+        return self._split(q), self._split(k), self._split(v)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, T, H * K) -> (B, H, T, K)
+
+
+def will_copy(linear: nn.Linear) -> bool:
+    """Whether autocast makes a copy of this matrix, and keeps it until the backward pass.
+
+    If so, a copy of three joined ones takes no more memory; else it would: under FSDP, even what others hold.
+    """
+    return torch.is_autocast_enabled(linear.weight.device.type) and linear.weight.dtype == torch.float32
 
 
 def set_attention_path(model: nn.Module, path: str) -> None:

@@ -80,11 +80,12 @@ class Micro:
 
 @dataclass(frozen=True)
 class Way:
-    """How a step computes: bytes of a number in matrix products, the attention path, the device, what is recomputed."""
+    """How a step computes: bytes of a number in products, the attention path, the device, what is recomputed."""
 
     width: int = FP32
     fused: bool = False
     cpu: bool = True
+    joined: bool = True  # autocast's copies of queries', keys' and values' matrices are one; not so under FSDP
     checkpointing: bool = False  # keep only each block's input, and run its forward pass again in the backward pass
 
     @property
@@ -147,14 +148,14 @@ def keys(layer: Layer, n_ctx: int) -> int:
 
 
 def attention_bytes(layer: Layer, n_ctx: int, way: Way) -> int:
-    """Kept per token by one attention: what q, k and v are made of, themselves, the scores, and what `o` reads."""
+    """Kept per token by a self-attention: what q, k and v are made of, themselves, the scores, and what `o` reads."""
     w, S = way.width, keys(layer, n_ctx)
     repeated = 2 if n_ctx > S else 1  # a band's keys and values lie in two blocks
     v = FP32 if way.fused and _without_kernel(layer, n_ctx, way) else w  # of q, k, v and the scores
-    # fp32: one tensor for all three products. Otherwise autocast makes a copy for each.
-    source = layer.d_model * (FP32 if w == FP32 else 3 * w)
+    # fp32 products read one tensor; otherwise autocast makes a copy for each product.
+    copies = w * layer.d_model * (1 if way.joined or w == FP32 else 3)
     products = v * (layer.d_query * (1 + repeated) + layer.d_value * repeated)
-    return source + products + _score_bytes(layer, n_ctx, way, v) + w * layer.d_value
+    return copies + products + _score_bytes(layer, n_ctx, way, v) + w * layer.d_value
 
 
 def _without_kernel(layer: Layer, n_ctx: int, way: Way) -> bool:
@@ -179,6 +180,8 @@ def block_bytes(layer: Layer, n_ctx: int, way: Way) -> int:
     """Kept per token by one block."""
     n_sublayers = layer.n_attentions + 1
     attention = layer.n_attentions * attention_bytes(layer, n_ctx, way)
+    if layer.n_attentions > 1 and way.joined and way.width != FP32:  # attention to a memory is never joined
+        attention += 2 * way.width * layer.d_model
     mlp = way.width * (layer.d_model + layer.keeps_of_act * layer.d_ff)
     norms = layer.n_norms * (FP32 * layer.d_model + _NORM_STATISTICS)
     masks = n_sublayers * layer.d_model * way.dropout_width if layer.dropout else 0
