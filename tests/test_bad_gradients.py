@@ -84,6 +84,22 @@ def test_a_step_with_a_bad_micro_batch_changes_nothing(config, tmp_path, factor,
     assert len(rows) == 24
 
 
+@pytest.mark.parametrize("clip", [None, 0.03, 1.0, 1e6])
+def test_scaling_inside_the_kernel_is_what_clipping_beforehand_gives(config, tmp_path, clip):
+    config, ends = dataclasses.replace(config, clip=clip, precision="fp32", steps=8), []
+    for where in ("kernel", "before"):
+        trainer = make_trainer(tmp_path / where, config)
+        assert trainer.stepper._scales_in_kernel
+        trainer.stepper._scales_in_kernel = where == "kernel"
+        trainer.fit()
+        ends.append((state_of(trainer), [row["grad_norm"] for row in rows_of(tmp_path / where)]))
+    (tensors, norms), (expected, expected_norms) = ends
+    assert norms == pytest.approx(expected_norms, rel=1e-4)
+    assert clip != 1.0 or min(norms) < clip < max(norms)
+    for tensor, other in zip(tensors, expected, strict=True):
+        torch.testing.assert_close(tensor, other, rtol=1e-3, atol=1e-4)  # a step moves by 1e-2
+
+
 def test_it_gives_up_after_so_many_in_a_row_and_the_last_good_checkpoint_stays(config, tmp_path, capsys):
     config = dataclasses.replace(config, skip_bad=3)
     trainer = make_trainer(tmp_path, config)

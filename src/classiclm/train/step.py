@@ -53,8 +53,11 @@ class Stepper:
         self.config, self.plan, self.world = config, plan, world
         self.scaler = torch.amp.GradScaler(plan.device, enabled=plan.precision == "fp16")
         self.n_skipped = torch.zeros((), device=plan.device)  # steps in a row that were skipped
-        # A fused kernel is told on the device to do nothing; others would have to be waited for.
-        self._asks_device = plan.device != "cpu" and type(optimizer) is torch.optim.AdamW and config.strategy != "fsdp"
+        # A fused kernel scales gradients as it reads them, and is told on the device to do nothing; for others they are
+        # read and written once more, and a device would have to be waited for.
+        fused = type(optimizer) is torch.optim.AdamW and config.strategy != "fsdp"
+        self._scales_in_kernel = fused and not self.scaler.is_enabled()
+        self._asks_device = fused and plan.device != "cpu"
 
     def __call__(
         self, step: int, tokens: int, batch: Batch, parts: list[Batch], window: list[float], look: bool
@@ -78,7 +81,7 @@ class Stepper:
             raise out_of_memory(self.plan) from e
         self.scaler.unscale_(self.optimizer)
         norms = self._norms(parts[-1]) if look and self.config.log_norms else {}
-        norm = clip_norm(self.model, self.config.clip)
+        norm = clip_norm(self.model, None if self._scales_in_kernel else self.config.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, tokens, self.config)
         skipped = self._update(norm, window)
@@ -113,8 +116,10 @@ class Stepper:
             self.scaler.update()
             return None
         bad = ~norm.isfinite()  # a loss that is not finite has no finite gradient
+        if self._scales_in_kernel and self.config.clip is not None:
+            self.optimizer.grad_scale = excess(norm, self.config.clip)  # type: ignore[attr-defined]
         if self._asks_device and self.config.skip_spikes is None:
-            self.optimizer.found_inf, self.optimizer.grad_scale = bad.float(), None  # type: ignore[attr-defined]
+            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
             self.optimizer.step()
             self.n_skipped = (self.n_skipped + 1) * bad
             return None
@@ -126,6 +131,11 @@ class Stepper:
             self.optimizer.step()
             window[:] = [*window, norm.item()][-SPIKE_WINDOW:] if self.config.skip_spikes else []
         return is_bad
+
+
+def excess(norm: Tensor, limit: float) -> Tensor:
+    """What gradients of this norm are to be divided by, (), at least 1: as `clip_norm` scales them, in one kernel."""
+    return ((norm + 1e-6) / limit).clamp(min=1.0)
 
 
 def is_spike(norm: float, window: list[float], deviations: float | None) -> bool:
