@@ -48,20 +48,22 @@ def fastest(rows: Sequence[Row], measure: str, role: str | None = None, prefix: 
 def judge(case: dict[str, Any], bar: dict[str, Any]) -> dict[str, Any] | None:
     """A bar with the ratio that was reached and whom it is between; None if one side did not take part.
 
-    A ratio of memory is our peak in multiples of theirs, which should be at most the floor; so should our median loss.
+    A ratio of memory is our peak in multiples of theirs. It should be at most the floor; so should our median loss, and
+    our median seconds.
     """
     measure, rows = case["measures"][0]["name"], case["contenders"]
     mine, theirs = (fastest(rows, measure, prefix=bar[side]) for side in ("ours", "theirs"))
     if mine is None or theirs is None:
         return None
     names = {"mine": mine["name"], "other": theirs["name"]}
+    if bar["of"] == "speed":
+        ratio = times_as_fast(mine, theirs, measure) or 0.0
+        return {**bar, **names, "ratio": ratio, "met": ratio >= bar["floor"]}
     if bar["of"] == "memory":
         ratio = mine["peak"] / theirs["peak"]
-        return {**bar, **names, "ratio": ratio, "met": ratio <= bar["floor"]}
-    if bar["of"] == "loss":
-        return {**bar, **names, "ratio": median(mine["loss"]), "met": median(mine["loss"]) <= bar["floor"]}
-    ratio = times_as_fast(mine, theirs, measure) or 0.0
-    return {**bar, **names, "ratio": ratio, "met": ratio >= bar["floor"]}
+    else:
+        ratio = median(mine["loss"] if bar["of"] == "loss" else taken(mine, measure))
+    return {**bar, **names, "ratio": ratio, "met": ratio <= bar["floor"]}
 
 
 def slower(case: dict[str, Any]) -> list[tuple[str, Row, Row, float]]:

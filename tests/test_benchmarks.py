@@ -103,6 +103,13 @@ def test_a_bar_of_memory_is_met_up_to_its_floor(peak, met):
     assert measures.judge(case(*rows), bar("ours", "peer", 1.0, "memory"))["met"] is met
 
 
+def test_a_bar_of_seconds_is_ours_alone_in_the_first_measure():
+    rows = row("ours", "ours", [2.0, 3.0, 9.0]), row("peer", "peer", [1.0, 1.0, 1.0])
+    for floor, met in ((3.0, True), (2.9, False)):
+        judged = measures.judge(case(*rows), bar("ours", "peer", floor, "seconds"))
+        assert (judged["ratio"], judged["met"]) == (3.0, met)
+
+
 def test_a_bar_against_nobody_is_not_judged():
     assert measures.judge(case(row("ours", "ours", [1.0])), bar("ours", "peer", 1.0)) is None
 
@@ -474,8 +481,15 @@ def test_without_a_checkout_nanogpt_is_missing():
 def test_the_peak_of_a_command_is_its_own_or_unknown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     own = turns.resident()["VmHWM"]
-    assert commands.run(["-c", "pass"])[1] is None
-    assert commands.run(["-c", f"len(bytes({own}) + b'x' * {own})"])[1] > 2 * own
+    assert commands.run(["-c", "pass"]).peak is None
+    assert commands.run(["-c", f"len(bytes({own}) + b'x' * {own})"]).peak > 2 * own
+
+
+def test_the_first_output_of_a_command_is_timed_apart_from_its_end(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert commands.run(["-c", "pass"]).first is None
+    ran = commands.run(["-c", "import time; print('a', flush=True); time.sleep(0.5); print('b' * 100_000)"])
+    assert 0 < ran.first <= ran.seconds - 0.5
 
 
 # Losses of fast and readable forms

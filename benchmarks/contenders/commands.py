@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import fixtures
 from benchmarks.turns import Missing, Turns, resident
@@ -30,8 +30,9 @@ def command(work: Work, options: dict[str, Any], turns: Turns) -> None:
         run(words)
     turns.ready(note=options.get("note", ""))
     while turns.wait():
-        seconds, peak = run(words)
-        turns.done({"command": seconds}, peak=peak)
+        ran = run(words)
+        first = {} if ran.first is None else {"first output": ran.first}
+        turns.done({"command": ran.seconds, **first}, peak=ran.peak)
 
 
 def recipe(work: Work, options: dict[str, Any], turns: Turns) -> None:
@@ -44,9 +45,9 @@ def recipe(work: Work, options: dict[str, Any], turns: Turns) -> None:
     while turns.wait():
         seed += 1
         shutil.rmtree("run", ignore_errors=True)
-        seconds, peak = run([*words, "--seed", str(seed)])
+        ran = run([*words, "--seed", str(seed)])
         last = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
-        turns.done({"recipe": seconds}, peak=peak, loss=last["val_loss"])
+        turns.done({"recipe": ran.seconds}, peak=ran.peak, loss=last["val_loss"])
 
 
 def _need_shakespeare() -> None:
@@ -60,8 +61,16 @@ def _need_shakespeare() -> None:
         raise Missing(str(e)) from e
 
 
-def run(words: list[str], folder: Path | None = None) -> tuple[float, int | None]:
-    """Seconds and peak memory (bytes) of a process of this interpreter. Raises RuntimeError with its last line.
+class Ran(NamedTuple):
+    """Seconds to the end of a process and to the first byte on its stdout, and its peak memory in bytes."""
+
+    seconds: float
+    first: float | None  # None: it said nothing
+    peak: int | None  # None: not known
+
+
+def run(words: list[str], folder: Path | None = None) -> Ran:
+    """A process of this interpreter, from start to end. Raises RuntimeError with its last line.
 
     Linux counts what this process had when it started the other one as the other's: below that, nothing is known.
     """
@@ -73,15 +82,19 @@ def run(words: list[str], folder: Path | None = None) -> tuple[float, int | None
             cwd=folder,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=said,
+            bufsize=0,
         )
+        assert child.stdout is not None
+        first = time.perf_counter() - began if child.stdout.read(1) else None
+        child.stdout.read()
         _, status, usage = os.wait4(child.pid, 0)
     seconds = time.perf_counter() - began
     if status:
         raise RuntimeError((Path("stderr").read_text().strip().splitlines() or ["failed"])[-1])
     peak = usage.ru_maxrss << 10
-    return seconds, peak if peak > own else None
+    return Ran(seconds, first, peak if peak > own else None)
 
 
 def _place(word: str, work: Work, folder: Path) -> str | Path:

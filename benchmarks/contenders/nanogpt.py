@@ -50,8 +50,10 @@ def recipe(work: Work, options: dict[str, Any], turns: Turns) -> None:
     words += [f"--eval_interval={min(250, steps)}"]
     turns.ready(note=options["note"])
     while turns.wait():
-        seconds, peak = run(words, folder)
-        turns.done({"recipe": seconds}, peak=peak, loss=validation_loss(folder, out / "ckpt.pt", data / "val.bin"))
+        ran = run(words, folder)
+        turns.done(
+            {"recipe": ran.seconds}, peak=ran.peak, loss=validation_loss(folder, out / "ckpt.pt", data / "val.bin")
+        )
 
 
 def validation_loss(folder: Path, checkpoint: Path, tokens: Path) -> float:

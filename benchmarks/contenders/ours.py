@@ -137,7 +137,7 @@ def decode(work: Work, options: dict[str, Any], turns: Turns) -> None:
 
 
 def packed(model: Any, precision: str) -> Any:
-    """The model laid out for writing in fp32, bf16 or int8; "plain": as it was loaded."""
+    """The model laid out for writing in fp32, bf16, fp16 or int8; "plain": as it was loaded."""
     from classiclm.generate.packed import pack
 
     return model if precision == "plain" else pack(model, precision)

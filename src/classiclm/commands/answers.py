@@ -42,7 +42,7 @@ class GenerateFlags(Sampling):
     seed: NonNegative = 0  # prompt i of several draws with seed + i; equal seeds, equal texts; no effect on a search
     checkpoint: str = "last"  # last, best, a saved step, or mean-5 for the mean of the last five
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
-    precision: Packing = "fp32"  # of the matrices: bf16 writes faster, int8 faster still and a little worse
+    precision: Packing = "fp32"  # of the matrices: fp16 and bf16 write faster, int8 faster still and a little worse
     overflow: Literal["crop", "error"] = "crop"  # what to do with a prompt that does not fit n_ctx
     json: bool = False  # one JSON object per prompt: prompt, text (the new one), tokens, settings ...
 
