@@ -38,7 +38,8 @@ def complete(
     ends = {*stop_ids, tokenizer.end_of_text}
     completions = [Completion() for _ in prompts]
     for step in stream(model, prompts, max_new_tokens, sampling, seed):
-        for completion, token, log_probability in zip(completions, *step, strict=True):
+        found = zip(completions, step.tokens, step.log_probabilities, strict=True)
+        for completion, token, log_probability in found:
             if completion.ended or token in ends:
                 completion.ended = True
                 continue

@@ -7,7 +7,6 @@ the same tokens, also past n_ctx.
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -119,11 +118,18 @@ class Reader:
         return self.model(tokens, mask=mask, cache=self.cache, positions=positions)
 
 
-class Step(NamedTuple):
-    """One new token for each text, and the logarithm of the probability that the model itself gave it."""
+@dataclass(frozen=True)
+class Step:
+    """One new token for each text, and the logits (B, V) that they were drawn from."""
 
     tokens: list[int]
-    log_probabilities: list[float]
+    logits: Tensor
+
+    @property
+    def log_probabilities(self) -> list[float]:
+        """Of each token: what the model itself gave it, before any filter. Computed when asked for."""
+        new = torch.tensor(self.tokens, device=self.logits.device)[:, None]  # (B, 1)
+        return self.logits.log_softmax(dim=-1).gather(-1, new)[:, 0].tolist()
 
 
 @torch.inference_mode()
@@ -145,11 +151,10 @@ def stream(
     reader, texts = Reader(model, use_cache), [list(prompt) for prompt in prompts]
     for _ in range(max_new_tokens):
         logits = reader.next_logits(texts).float()  # (B, V)
-        new = draw(logits, sampling, generators)  # (B,)
-        chosen = logits.log_softmax(dim=-1).gather(-1, new[:, None])[:, 0]
-        for text, token in zip(texts, new.tolist(), strict=True):
+        new = draw(logits, sampling, generators).tolist()
+        for text, token in zip(texts, new, strict=True):
             text.append(token)
-        yield Step(new.tolist(), chosen.tolist())
+        yield Step(new, logits)
 
 
 def generate(
