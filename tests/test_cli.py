@@ -1,5 +1,6 @@
 """The command line: quick help, one line for each mistake with its exit code, and nothing left behind by a mistake."""
 
+import gc
 import importlib
 import json
 import keyword
@@ -47,6 +48,23 @@ def test_help_is_quick():
         if took[-1] < 0.5:
             break
     assert min(took) < 0.5
+
+
+def test_garbage_is_not_looked_for_among_imports_in_a_process_of_its_own():
+    code = (
+        "import gc, sys; from classiclm.cli import main\n"
+        "sys.argv[1:] = ['models']; code = main()\n"
+        "print(code, gc.isenabled(), gc.get_freeze_count() > 100_000)"
+    )
+    done = python("-c", code)
+    assert done.stdout.splitlines()[-1] == "0 True True"
+
+
+def test_a_command_that_is_called_leaves_the_callers_garbage_alone():
+    frozen = gc.get_freeze_count()
+    assert main(["models"]) == 0
+    assert gc.get_freeze_count() == frozen
+    assert gc.isenabled()
 
 
 def test_help_and_import_load_nothing_heavy():

@@ -71,6 +71,15 @@ def test_a_product_is_that_of_the_rounded_matrix(precision, rows, bias):
     assert ((matrix(x) - exact).abs() <= unit * (terms + exact.abs() + 4)).all()
 
 
+def test_fp16_is_multiplied_where_there_is_no_fbgemm_too(monkeypatch):
+    monkeypatch.setattr(torch.backends.quantized, "engine", "qnnpack")
+    torch.manual_seed(0)
+    weight, x, b = torch.randn(48, 96), torch.randn(3, 1, 96), torch.randn(48)
+    y = Packed(weight, b, torch.float16)(x)
+    assert y.dtype == torch.float16
+    torch.testing.assert_close(y.float(), F.linear(x, weight, b), rtol=2**-9, atol=0.05)
+
+
 def test_scales_have_no_error_of_their_own_and_no_weight_is_cut_off():
     torch.manual_seed(1)
     weight = torch.randn(300, 40) * torch.logspace(-6, 3, 300)[:, None]

@@ -6,12 +6,14 @@ Each command is a module with `main(argv, prog) -> exit code`, and stands in the
 import atexit
 import contextlib
 import errno
+import gc
 import importlib
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from types import ModuleType
 
 from classiclm import __version__
 from classiclm.errors import BAD_INPUT, BUG, RESOURCE, Error, did_you_mean
@@ -59,14 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     argv: None = that of this process, which then is the command's alone, and ends here if a signal has stopped it.
     """
-    request = StopRequest()
+    request, alone = StopRequest(), argv is None
     try:
-        with interruptible(request, afterwards=signal.SIG_DFL if argv is None else None):
-            code = _run(list(sys.argv[1:] if argv is None else argv), request)
+        with interruptible(request, afterwards=signal.SIG_DFL if alone else None):
+            code = _run(list(sys.argv[1:] if argv is None else argv), request, alone)
     except KeyboardInterrupt:
         print("error: interrupted" if request.number is None else farewell(request.number), file=sys.stderr)
         code = 128 + (request.number or signal.SIGINT)
-    if argv is None and code > 128:  # all is done but to free memory, for which torch takes a second
+    if alone:
+        gc.freeze()
+    if alone and code > 128:  # all is done but to free memory, for which torch takes a second
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         atexit._run_exitfuncs()
@@ -74,11 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run(argv: list[str], request: StopRequest) -> int:
+def _run(argv: list[str], request: StopRequest, alone: bool) -> int:
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
     try:
-        code = _dispatch(argv)
+        code = _dispatch(argv, alone)
         sys.stdout.flush()
         return code
     except Exception as e:
@@ -93,7 +97,7 @@ def _run(argv: list[str], request: StopRequest) -> int:
         return _exit_code(e)
 
 
-def _dispatch(argv: list[str]) -> int:
+def _dispatch(argv: list[str], alone: bool) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -103,8 +107,20 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] not in COMMANDS:
         raise Error(argv[0], "is no command", f"{did_you_mean(argv[0], COMMANDS)}; see `classiclm --help`")
     name = "import_" if argv[0] == "import" else argv[0]  # the one that Python has taken
-    module = importlib.import_module(f"classiclm.commands.{name}")
-    return module.main(argv[1:], f"classiclm {argv[0]}")
+    return _module(name, alone).main(argv[1:], f"classiclm {argv[0]}")
+
+
+def _module(name: str, alone: bool) -> ModuleType:
+    """A command's. Its imports make half a million objects that stay: looking for garbage among them, while they come,
+    later and at the end of the process, takes more than a second, so in a process of their own they are left alone."""
+    if not alone:
+        return importlib.import_module(f"classiclm.commands.{name}")
+    gc.disable()
+    try:
+        return importlib.import_module(f"classiclm.commands.{name}")
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _exit_code(e: Exception) -> int:

@@ -77,7 +77,6 @@ class Eighths(nn.Module):
         self.register_buffer("numbers", numbers)  # (N, K)
         self.register_buffer("scales", scales)  # (N,)
         self.register_buffer("bias", None if bias is None else bias.detach().float())
-
         self.parts = self.numbers, self.scales, self.bias  # at hand: nn.Module looks longer for buffers
 
     numbers: Tensor
@@ -143,7 +142,7 @@ class PackedEmbedding(nn.Module):
 
 
 class PackedNorm(nn.Module):
-    """`LayerNorm` of vectors in fp32."""
+    """What `LayerNorm` computes."""
 
     def __init__(self, norm: LayerNorm):
         super().__init__()
