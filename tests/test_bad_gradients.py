@@ -16,7 +16,7 @@ from classiclm.recipe import Recipe
 from classiclm.train import checkpoint
 from classiclm.train.machine import Plan
 from classiclm.train.settings import TrainConfig
-from classiclm.train.step import is_spike, out_of_memory
+from classiclm.train.step import is_spike, kernel_heeds, out_of_memory
 
 
 @pytest.fixture
@@ -98,6 +98,16 @@ def test_scaling_inside_the_kernel_is_what_clipping_beforehand_gives(config, tmp
     assert clip != 1.0 or min(norms) < clip < max(norms)
     for tensor, other in zip(tensors, expected, strict=True):
         torch.testing.assert_close(tensor, other, rtol=1e-3, atol=1e-4)  # a step moves by 1e-2
+
+
+def test_a_kernel_is_only_told_what_it_listens_to():
+    parameters = [torch.nn.Parameter(torch.zeros(2))]
+    adamw, other = torch.optim.AdamW(parameters, fused=True), torch.optim.SGD(parameters)
+    assert kernel_heeds(adamw, "cpu", "none")
+    assert kernel_heeds(adamw, "cuda", "ddp")
+    assert not kernel_heeds(adamw, "cuda", "fsdp")
+    assert not kernel_heeds(adamw, "mps", "none")  # a bad gradient would be taken
+    assert not kernel_heeds(other, "cuda", "none")
 
 
 def test_it_gives_up_after_so_many_in_a_row_and_the_last_good_checkpoint_stays(config, tmp_path, capsys):

@@ -4,6 +4,8 @@ Shuffling is a permutation that can be asked for single places, so that an epoch
 """
 
 import hashlib
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +17,7 @@ from classiclm.nn.mask import IGNORE
 
 Batch = dict[str, Tensor]
 _ROUNDS = 6
+_BLOCK = 1024
 
 
 class TokenArray(Protocol):
@@ -27,7 +30,7 @@ class TokenArray(Protocol):
 
 
 class Stream(Protocol):
-    """Sequences of one length, by number."""
+    """Sequences of one length, by number: a batch's, in ascending order."""
 
     n_windows: int  # sequences in an epoch
     padding: float  # share of the places that hold no token
@@ -81,6 +84,19 @@ def visited(numbers: np.ndarray, n: int, key: tuple[object, ...]) -> np.ndarray:
     return places
 
 
+class InBlocks:
+    """A function of ascending numbers (B,) -> (B,), evaluated for 1,024 neighbours at a time: of a dozen, NumPy's calls
+    would take longer than its arithmetic, and longer than they may beside a small model's step."""
+
+    def __init__(self, function: Callable[[np.ndarray], np.ndarray]):
+        self._block = lru_cache(maxsize=2)(lambda block: function(np.arange(block * _BLOCK, (block + 1) * _BLOCK)))
+
+    def __call__(self, numbers: np.ndarray) -> np.ndarray:
+        first, last = int(numbers[0]) // _BLOCK, int(numbers[-1]) // _BLOCK
+        values = [self._block(block) for block in range(first, last + 1)]
+        return (values[0] if first == last else np.concatenate(values))[numbers - first * _BLOCK]
+
+
 class TextStream:
     """Windows of n_ctx tokens out of tokens[first:end], and their targets, one later.
 
@@ -108,13 +124,17 @@ class TextStream:
         self._n_offsets = n - self.n_windows * n_ctx + 1  # so that every token has its turn, the last one too
         self._tokens, self._first, self._n_ctx, self._key = tokens, first, n_ctx, key
         self._document_ends = document_ends
+        self._starts = InBlocks(self._starts_of)
 
     def __call__(self, numbers: np.ndarray) -> Batch:
-        """Sequences by number, (B,) -> a batch of (B, T)."""
+        """Sequences by ascending number, (B,) -> a batch of (B, T)."""
+        return cut_windows(self._tokens, self._starts(numbers), self._n_ctx, self._document_ends)
+
+    def _starts_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Where they begin, (B,)."""
         epochs, which = np.unique(numbers // self.n_windows, return_inverse=True)
         offsets = np.array([derive("offset", *self._key, int(epoch)) % self._n_offsets for epoch in epochs])
-        starts = self._first + offsets[which] + visited(numbers, self.n_windows, self._key) * self._n_ctx
-        return cut_windows(self._tokens, starts, self._n_ctx, self._document_ends)
+        return self._first + offsets[which] + visited(numbers, self.n_windows, self._key) * self._n_ctx
 
 
 def cut_windows(tokens: TokenArray, starts: np.ndarray, n_ctx: int, document_ends: np.ndarray | None = None) -> Batch:

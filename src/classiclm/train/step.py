@@ -53,11 +53,10 @@ class Stepper:
         self.config, self.plan, self.world = config, plan, world
         self.scaler = torch.amp.GradScaler(plan.device, enabled=plan.precision == "fp16")
         self.n_skipped = torch.zeros((), device=plan.device)  # steps in a row that were skipped
-        # A fused kernel scales gradients as it reads them, and is told on the device to do nothing; for others they are
-        # read and written once more, and a device would have to be waited for.
-        fused = type(optimizer) is torch.optim.AdamW and config.strategy != "fsdp"
-        self._scales_in_kernel = fused and not self.scaler.is_enabled()
-        self._asks_device = fused and plan.device != "cpu"
+        # For others, gradients are read and written once more, and a device would have to be waited for.
+        heeds = kernel_heeds(optimizer, plan.device, config.strategy)
+        self._scales_in_kernel = heeds and not self.scaler.is_enabled()
+        self._asks_device = heeds and plan.device != "cpu"
 
     def __call__(
         self, step: int, tokens: int, batch: Batch, parts: list[Batch], window: list[float], look: bool
@@ -131,6 +130,12 @@ class Stepper:
             self.optimizer.step()
             window[:] = [*window, norm.item()][-SPIKE_WINDOW:] if self.config.skip_spikes else []
         return is_bad
+
+
+def kernel_heeds(optimizer: torch.optim.Optimizer, device: str, strategy: str) -> bool:
+    """Whether the update is one kernel that divides gradients by `grad_scale` as it reads them, and that `found_inf`
+    tells on the device to do nothing. MPS has a kernel that is given both and looks at neither (torch 2.13)."""
+    return type(optimizer) is torch.optim.AdamW and device in ("cpu", "cuda") and strategy != "fsdp"
 
 
 def excess(norm: Tensor, limit: float) -> Tensor:
