@@ -106,7 +106,7 @@ def test_a_kernel_is_only_told_what_it_listens_to():
     assert kernel_heeds(adamw, "cpu", "none")
     assert kernel_heeds(adamw, "cuda", "ddp")
     assert not kernel_heeds(adamw, "cuda", "fsdp")
-    assert not kernel_heeds(adamw, "mps", "none")  # a bad gradient would be taken
+    assert not kernel_heeds(adamw, "mps", "none")  # if it did not listen, a bad gradient would be taken
     assert not kernel_heeds(other, "cuda", "none")
 
 

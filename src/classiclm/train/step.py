@@ -134,7 +134,7 @@ class Stepper:
 
 def kernel_heeds(optimizer: torch.optim.Optimizer, device: str, strategy: str) -> bool:
     """Whether the update is one kernel that divides gradients by `grad_scale` as it reads them, and that `found_inf`
-    tells on the device to do nothing. MPS has a kernel that is given both and looks at neither (torch 2.13)."""
+    tells on the device to do nothing. The first one for MPS was given both and looked at neither."""
     return type(optimizer) is torch.optim.AdamW and device in ("cpu", "cuda") and strategy != "fsdp"
 
 
