@@ -17,7 +17,7 @@ from classiclm.nn.mask import IGNORE
 
 Batch = dict[str, Tensor]
 _ROUNDS = 6
-_BLOCK = 1024
+_BLOCK = 256
 
 
 class TokenArray(Protocol):
@@ -85,7 +85,7 @@ def visited(numbers: np.ndarray, n: int, key: tuple[object, ...]) -> np.ndarray:
 
 
 class InBlocks:
-    """A function of ascending numbers (B,) -> (B,), evaluated for 1,024 neighbours at a time: of a dozen, NumPy's calls
+    """A function of ascending numbers (B,) -> (B,), evaluated for 256 neighbours at a time: of a dozen, NumPy's calls
     would take longer than its arithmetic, and longer than they may beside a small model's step."""
 
     def __init__(self, function: Callable[[np.ndarray], np.ndarray]):
