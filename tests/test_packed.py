@@ -16,12 +16,8 @@ from classiclm.nn.mask import Mask
 from classiclm.objectives import CausalLM, mean_loss
 from test_generate_command import run  # noqa: F401 (a fixture)
 
-ROUNDING = {
-    "fp32": 2**-24,
-    "bf16": 2**-8,
-    "fp16": 2**-11,
-    "int8": 1 / 254,
-}  # of one weight at most, as a share of its row's largest
+# Of one weight at most, as a share of its row's largest.
+ROUNDING = {"fp32": 2**-24, "bf16": 2**-8, "fp16": 2**-11, "int8": 1 / 254}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 packings = pytest.mark.parametrize("precision", ROUNDING)
 SIZES = {"n_layers": 2, "d_model": 32, "n_heads": 2, "n_ctx": 24, "vocab_size": 61}

@@ -109,6 +109,16 @@ def test_moments_are_what_the_optimizer_keeps(optimizer):
     assert memory.state(memory.read(model, V), memory.Way(), optimizer=optimizer).moments == kept
 
 
+def test_only_fsdp_keeps_a_copy_of_the_input_for_each_projection(capsys):
+    """Whatever strategy the command line has: all are compared."""
+    for strategy in ("none", "fsdp"):
+        how = ["--gpu", "h100", "--gpus", "8", "--micro_batch", "4", "--precision", "bf16", "--strategy", strategy]
+        found = planned(capsys, "gpt2-124m", *how)["memory"]
+        copies = 2 * 2 * 768 * 12 * 4 * 1024  # two more, in bf16, of each layer's input, for 4 x 1,024 tokens
+        assert found["fsdp"]["parts"]["blocks"] - found["none"]["parts"]["blocks"] == copies
+        assert found["ddp"]["parts"]["blocks"] == found["none"]["parts"]["blocks"]
+
+
 def planned(capsys, *arguments):
     assert plan.main([*arguments, "--json"], "classiclm plan") == 0
     return json.loads(capsys.readouterr().out)

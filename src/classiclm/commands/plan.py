@@ -98,9 +98,7 @@ def make_run(flags: Any) -> Run:
     path = config.attention
     if path == "auto":
         path = choose_path(torch.device("cpu" if device.cpu else "cuda"), config.model.n_ctx, config.model.dropout > 0)
-    way = memory.Way(
-        4 if precision == "fp32" else 2, path == "fused", device.cpu, config.strategy != "fsdp", config.recompute
-    )
+    way = memory.Way(4 if precision == "fp32" else 2, path == "fused", device.cpu, checkpointing=config.recompute)
     micro = config.micro_batch
     if micro == "auto":
         micro = KINDS[preset.recipe.task].micro_batch(config, network.n_params, precision, device.machine)
@@ -159,12 +157,17 @@ def _micro_of(run: Run) -> memory.Micro:
     return memory.Micro(run.micro_batch * n_ctx, n_ctx, run.micro_batch * n_ctx)
 
 
+def _way(run: Run, strategy: memory.Strategy) -> memory.Way:
+    return dataclasses.replace(run.way, joined=strategy != "fsdp")
+
+
 def instants(run: Run, strategy: memory.Strategy) -> dict[str, int]:
     """Bytes on one device at each instant that can be the peak."""
-    held = memory.state(run.network, run.way, strategy, run.n_devices, run.config.optimizer)
+    way = _way(run, strategy)
+    held = memory.state(run.network, way, strategy, run.n_devices, run.config.optimizer)
     accumulating = run.micro_batch < run.share
     rest = (held, run.config.optimizer, accumulating, run.around)
-    return memory.moments_of_a_step(run.network, micro_of(run), run.way, *rest)
+    return memory.moments_of_a_step(run.network, micro_of(run), way, *rest)
 
 
 def peak(run: Run, strategy: memory.Strategy = "none") -> int:
@@ -271,12 +274,13 @@ def _notes(run: Run) -> Iterator[str]:
 
 
 def _parts(run: Run, strategy: memory.Strategy) -> dict[str, Any]:
-    held, micro = memory.state(run.network, run.way, strategy, run.n_devices, run.config.optimizer), micro_of(run)
+    way, micro = _way(run, strategy), micro_of(run)
+    held = memory.state(run.network, way, strategy, run.n_devices, run.config.optimizer)
     parts = {name: value for name, value in dataclasses.asdict(held).items() if name != "parts"}
-    parts["blocks"] = memory.blocks_bytes(run.network, micro, run.way)
-    parts["ends"] = memory.ends_bytes(run.network, micro, run.way)
+    parts["blocks"] = memory.blocks_bytes(run.network, micro, way)
+    parts["ends"] = memory.ends_bytes(run.network, micro, way)
     parts["logits"] = memory.kept_logits_bytes(run.network, micro)
-    parts["working"] = memory.working_bytes(run.network, micro, run.way)
+    parts["working"] = memory.working_bytes(run.network, micro, way)
     if run.around:
         parts |= {"text": run.around.text, "libraries": run.around.libraries}
     at = instants(run, strategy)
